@@ -1,0 +1,1 @@
+"""CUDA C++ sources, loaded by :mod:`engine.kernels`."""

@@ -1,0 +1,91 @@
+"""Normalisation layers of the search spaces.
+
+Each takes ``forward(x, groups=1)``: ``groups`` says how many candidates lie behind one another along the batch axis.
+Only statistics that cross samples look at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.errors import ConfigurationError
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation; samples do not interact, so ``groups`` changes nothing."""
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with running statistics, for networks that are trained (one group only)."""
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        if groups != 1:
+            raise ValueError(f"BatchNorm keeps one set of running statistics, got groups={groups}; use norm='batchstat'")
+        return super().forward(x)
+
+
+class BatchStatistics(nn.Module):
+    """Batch normalisation by the statistics of the batch at hand, taken per group; nothing is learned or remembered.
+
+    ``x`` is (G*n, C, H, W) with the n samples of a group behind one another. Biased variance, eps 1e-5.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.channels, self.eps = channels, eps
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        grouped = x.unflatten(0, (groups, -1))
+        variance, mean = torch.var_mean(grouped, dim=(1, 3, 4), correction=0, keepdim=True)
+        return ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(0, 1)
+
+
+class NoNorm(nn.Module):
+    """The identity, for spaces without normalisation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        return x
+
+
+Norm = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int, *, groups: int, affine: bool = False) -> GroupNorm:
+    """GroupNorm of ``min(groups, channels)`` groups; channels that they cannot divide are a configuration error."""
+    count = min(groups, channels)
+    if channels % count:
+        raise ConfigurationError(f"channels: {channels} cannot be divided into the {count} groups of GroupNorm; use a multiple of {count}")
+    return GroupNorm(count, channels, affine=affine)
+
+
+NORMS: dict[str, Norm] = {
+    "groupnorm16": lambda channels: group_norm(channels, groups=16),
+    "groupnorm32": lambda channels: group_norm(channels, groups=32),
+    "instancenorm": lambda channels: group_norm(channels, groups=channels),
+    "batchnorm": lambda channels: BatchNorm(channels, affine=True),
+    "batchnorm-fixed": lambda channels: BatchNorm(channels, affine=False),
+    "batchstat": BatchStatistics,
+    "none": NoNorm,
+}
+
+
+def norm_factory(name: str) -> Norm:
+    """Look a norm up by name; unknown names are a configuration error that lists the known ones."""
+    if name not in NORMS:
+        raise ConfigurationError(f"norm: unknown {name!r}; known are {', '.join(NORMS)}")
+    return NORMS[name]
+
+
+def is_stateless(module: nn.Module) -> bool:
+    """Whether a module owns neither parameters nor buffers, so that one evaluation serves every edge that reads its input."""
+    return next(module.parameters(), None) is None and next(module.buffers(), None) is None

@@ -1,0 +1,190 @@
+"""The operations that an edge can carry, each defined once and shared by every space.
+
+An operation is a name and a builder ``build(channels, stride, norm, odd) -> nn.Module``. Its module computes
+``forward(x, groups=1, alive=None)``: ``x`` is the source state, or its ReLU where the operation ``reads_relu`` (the cell
+rectifies a state once for all operations that read it). ``groups`` candidates lie behind one another along the batch
+axis, and ``alive`` (G,) says for which of them the operation exists; outputs are computed for all, so ``alive`` matters only to
+those who watch activations (:func:`gated_relu`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from engine.errors import ConfigurationError
+from engine.spaces.norms import Norm
+
+
+def gated_relu(x: Tensor, alive: Tensor | None = None) -> Tensor:
+    """ReLU whose pattern belongs only to the groups that are ``alive`` ((G,) bool, None for all).
+
+    The value is plain ``relu(x)``. A ``TorchFunctionMode`` sees the call with its gate, so that activations of operations of
+    weight zero stay out of region patterns although they were computed beside others in one batch.
+    """
+    if has_torch_function_unary(x):
+        return handle_torch_function(gated_relu, (x,), x, alive)
+    return F.relu(x)
+
+
+class ReLU(nn.Module):
+    """The rectifier inside an operation."""
+
+    def forward(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
+        return gated_relu(x, alive)
+
+
+class Chain(nn.ModuleList):
+    """Convolutions, norms and rectifiers one after the other, each given what it takes of ``groups`` and ``alive``."""
+
+    def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                x = layer(x)
+            elif isinstance(layer, ReLU):
+                x = layer(x, alive)
+            else:
+                x = layer(x, groups)
+        return x
+
+
+class Identity(nn.Module):
+    """The skip connection at stride 1."""
+
+    def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        return x
+
+
+class FactorizedReduce(nn.Module):
+    """Two 1x1 convolutions of stride 2 on maps shifted by one pixel, concatenated and normalised; reads ReLU(x).
+
+    Maps ``channels_in`` to ``channels`` (the second convolution gets the rounded-up half). At even sizes the second map
+    starts one pixel further down and right. At odd sizes published spaces differ, so ``odd`` says what happens:
+    ``"pad"`` shifts after zero-padding at the bottom and right (MetaNTK-NAS), ``"unshifted"`` does not shift (MetaNAS).
+    """
+
+    def __init__(self, channels_in: int, channels: int, norm: Norm, odd: str = "pad") -> None:
+        super().__init__()
+        if odd not in ("pad", "unshifted"):
+            raise ConfigurationError(f"odd: {odd!r} is not 'pad' or 'unshifted'")
+        if channels < 2:
+            raise ConfigurationError(f"channels: FactorizedReduce needs at least 2, got {channels}")
+        half = channels // 2
+        self.convs = nn.ModuleList(nn.Conv2d(channels_in, width, 1, stride=2, bias=False) for width in (half, channels - half))
+        self.norm = norm(channels)
+        self.odd = odd
+
+    def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        return self.norm(torch.cat([self.convs[0](x), self.convs[1](self._shifted(x))], 1), groups)
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % 2 == 0 and width % 2 == 0:
+            return x[..., 1:, 1:]
+        return F.pad(x, (0, 1, 0, 1))[..., 1:, 1:] if self.odd == "pad" else x
+
+
+class Pool(nn.Module):
+    """3x3 pooling with padding 1 (averages leave the padding out), then the norm; no parameters of its own."""
+
+    def __init__(self, kind: str, channels: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.kind, self.stride = kind, stride
+        self.norm = norm(channels)
+
+    def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        if self.kind == "max":
+            pooled = F.max_pool2d(x, 3, self.stride, 1)
+        else:
+            pooled = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
+        return self.norm(pooled, groups)
+
+
+def depthwise(channels: int, kernel: int, stride: int, dilation: int, norm: Norm) -> list[nn.Module]:
+    """The layers of a depthwise convolution, its pointwise partner and the norm (the rectifier before them is the caller's)."""
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        norm(channels),
+    ]
+
+
+def _skip(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Identity() if stride == 1 else FactorizedReduce(channels, channels, norm, odd)
+
+
+def _separable(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Chain([*depthwise(channels, 3, stride, 1, norm), ReLU(), *depthwise(channels, 3, 1, 1, norm)])
+
+
+def _dilated(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Chain(depthwise(channels, 3, stride, 2, norm))
+
+
+def _depthwise_3x3(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Chain(depthwise(channels, 3, stride, 1, norm))
+
+
+def _average(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Pool("average", channels, stride, norm)
+
+
+def _max(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Pool("max", channels, stride, norm)
+
+
+def _pair_1x5_5x1(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    first = nn.Conv2d(channels, channels, (1, 5), stride, (0, 2), bias=False)
+    second = nn.Conv2d(channels, channels, (5, 1), 1, (2, 0), bias=False)
+    return Chain([first, second, norm(channels)])
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the table of operations: its builder, and whether it reads the rectified state (at a given stride)."""
+
+    build: Callable[[int, int, Norm, str], nn.Module]
+    reads_relu: Callable[[int], bool]
+
+
+def _always(stride: int) -> bool:
+    return True
+
+
+def _never(stride: int) -> bool:
+    return False
+
+
+OPERATIONS: dict[str, Operation] = {
+    "skip_connect": Operation(_skip, lambda stride: stride > 1),
+    "sep_conv_3x3": Operation(_separable, _always),
+    "dil_conv_3x3": Operation(_dilated, _always),
+    "avg_pool_3x3BN": Operation(_average, _never),
+    "max_pool_3x3BN": Operation(_max, _never),
+    "conv_1x5_5x1": Operation(_pair_1x5_5x1, _always),
+    "conv_3x3": Operation(_depthwise_3x3, _always),
+}
+
+
+def register_operation(name: str, build: Callable[[int, int, Norm, str], nn.Module], *, reads_relu: bool) -> None:
+    """Add an operation of your own to the table, so that spaces can name it.
+
+    ``build(channels, stride, norm, odd)`` returns a module with ``forward(x, groups=1, alive=None)`` that keeps the channels and
+    divides the resolution by ``stride`` (rounding up). A name that is taken is a :class:`ConfigurationError`.
+    """
+    if name in OPERATIONS or name == "none":
+        raise ConfigurationError(f"operation {name!r} exists already; choose another name")
+    OPERATIONS[name] = Operation(build, _always if reads_relu else _never)
+
+
+def operation(name: str) -> Operation:
+    """Look an operation up; an unknown name is a configuration error that lists the known ones."""
+    if name not in OPERATIONS:
+        raise ConfigurationError(f"operation: unknown {name!r}; known are {', '.join(OPERATIONS)}")
+    return OPERATIONS[name]
