@@ -1,0 +1,178 @@
+"""Configuration: options on the command line > configuration file > preset > defaults. No torch here."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import count, pairwise, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ConfigurationError
+from engine.methods.options import INVOCATION, SearchOptions, flag, suggestion
+from engine.methods.registry import DEFAULT_METHOD, METHODS, Method, find_method
+from engine.runs.options_parser import option_text, option_types, parse_options
+
+if TYPE_CHECKING:
+    from engine.runs.run import Run
+
+MAX_BYTES = 1_000_000
+CONFIG_NAME = "config.toml"
+RUNS = Path("runs")
+
+# What a resumed run may be told anew: how the command behaves, and where the data lies now.
+_FREE_ON_RESUME = INVOCATION | {"data_root"}
+
+
+def choose(argv: Sequence[str]) -> tuple[Method, list[str]]:
+    """Split the command line of a search into its method and the options.
+
+    The method is the first word; without one it is that of the file given by ``--config``, or of the run in ``--out``
+    that is to be resumed, and otherwise the default.
+    """
+    if argv and not argv[0].startswith("-"):
+        return find_method(argv[0]), list(argv[1:])
+    path, out = _last_value(argv, "--config"), _last_value(argv, "--out")
+    if path is None and out is not None and "--resume" in argv and (Path(out) / CONFIG_NAME).is_file():
+        path = str(Path(out) / CONFIG_NAME)
+    written = _read_toml(Path(path)).get("method", DEFAULT_METHOD) if path else DEFAULT_METHOD
+    if not isinstance(written, str):
+        raise ConfigurationError(f"{path}: method: expected text, got {written}")
+    return find_method(written), list(argv)
+
+
+def _last_value(argv: Sequence[str], option: str) -> str | None:
+    """The value that parsing will give to an option, found before it is known whose options these are."""
+    value = None
+    for word, following in pairwise([*argv, ""]):
+        if word == option and following and not following.startswith("-"):
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2] or None
+    return value
+
+
+def resolve(method: str | Method, argv: Sequence[str]) -> SearchOptions:
+    """The options of a run, checked: those of ``argv`` (without the method) over the file, the preset and the defaults.
+
+    With ``--resume`` they are those of the run that is resumed, whose directory is then in ``out``.
+    """
+    method = find_method(method) if isinstance(method, str) else method
+    flags = parse_options(method.options, argv, prog=_prog(method), description=_description(method))
+    file = from_toml(method, Path(flags["config"])) if flags.get("config") else {}
+    given = {**file, **flags}
+    return _resumed(method, given) if given.get("resume") else _layer(method, given)
+
+
+def _layer(method: Method, values: Mapping[str, Any]) -> SearchOptions:
+    preset = method.options.preset_values(values.get("preset", method.options.preset))
+    options = method.options(**{**preset, **values})
+    options.validate()
+    return options
+
+
+def _resumed(method: Method, given: Mapping[str, Any]) -> SearchOptions:
+    """The options written in the run; one that was given and contradicts them is a :class:`ConfigurationError`."""
+    out = Path(given["out"]) if given.get("out") else _latest_directory(method, _layer(method, given))
+    path = out / CONFIG_NAME
+    if not path.is_file():
+        raise ConfigurationError(f"{out} holds no run to resume; leave out --resume or give the --out of a run")
+    stored = from_toml(method, path)
+    options = _layer(method, {**stored, **{key: given[key] for key in _FREE_ON_RESUME & given.keys()}, "out": str(out)})
+    for name, value in given.items():
+        written = getattr(options, name)
+        # none and auto leave the choice to the run
+        if name not in _FREE_ON_RESUME and value not in (None, "auto", written):
+            message = f"{flag(name)} {option_text(value)} contradicts {path}, which has {option_text(written)}"
+            raise ConfigurationError(f"{message}; leave the option out or start a new run")
+    return options
+
+
+def _default_directories(method: Method, options: SearchOptions) -> Iterator[Path]:
+    """``runs/METHOD-DATA-SEED``, ``...-2``, ``...-3`` and so on."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{method.name}-{options.data}-{options.seed}")
+    yield RUNS / name
+    for number in count(2):
+        yield RUNS / f"{name}-{number}"
+
+
+def free_directory(method: Method, options: SearchOptions) -> Path:
+    """The first default run directory that is not there yet."""
+    return next(path for path in _default_directories(method, options) if not path.exists())
+
+
+def _latest_directory(method: Method, options: SearchOptions) -> Path:
+    """The last default run directory before the free one; the first if none is there."""
+    existing = list(takewhile(Path.exists, _default_directories(method, options)))
+    return existing[-1] if existing else next(_default_directories(method, options))
+
+
+def from_toml(method: Method, path: Path) -> dict[str, Any]:
+    """Read the options of a configuration file; a key or a value that does not fit is a :class:`ConfigurationError`."""
+    values = _read_toml(path)
+    written = values.pop("method", method.name)
+    if written != method.name:
+        raise ConfigurationError(f"{path}: it is for the method {written!r}, not {method.name!r}")
+    kinds = option_types(method.options)
+    del kinds["config"]
+    for key, value in values.items():
+        if key not in kinds:
+            raise ConfigurationError(f"{path}: unknown key {key!r}; {suggestion(key, kinds, f'see {_prog(method)} --help')}")
+        try:
+            values[key] = kinds[key].from_value(value)
+        except ValueError:
+            raise ConfigurationError(f"{path}: {key}: expected {kinds[key].label}, got {value!r}") from None
+    return values
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ConfigurationError(f"{path}: larger than a configuration file can be ({MAX_BYTES} bytes)")
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot read the configuration ({error.strerror})") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: not a TOML file ({error})") from None
+
+
+def to_toml(method: str, options: SearchOptions) -> str:
+    """The method and its resolved options as TOML that ``--config`` reads back to the same options.
+
+    Left out are the options that say how one command behaves (``INVOCATION``), and those that are ``None`` unless the preset
+    says otherwise, where ``"none"`` is written.
+    """
+    import tomli_w
+
+    preset = options.preset_values(options.preset)
+    values: dict[str, Any] = {"method": method}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if value is None and preset.get(field.name, field.default) is not None:
+            value = "none"
+        if field.name not in INVOCATION and value is not None:
+            values[field.name] = value
+    return tomli_w.dumps(values)
+
+
+def rewrite_config(run: Run, options: SearchOptions) -> None:
+    """Put changed options into the config.toml of a run, such as a width that had to be halved."""
+    method = _read_toml(run.directory / CONFIG_NAME)["method"]
+    run.write_text(CONFIG_NAME, to_toml(method, options))
+
+
+def _prog(method: Method) -> str:
+    return f"engine search {method.name}"
+
+
+def _description(method: Method) -> str:
+    rows = "\n".join(f"  {name:<15} {known.help}" for name, known in METHODS.items())
+    return (
+        f"Search an architecture and leave a run directory. Below: the options of {method.name}.\n\n"
+        f"methods, as the first word ({DEFAULT_METHOD} if none is given):\n{rows}\n"
+        f"  MODULE:NAME     a method of your own\n\npresets: {', '.join(method.options.presets)}"
+    )

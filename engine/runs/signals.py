@@ -1,0 +1,60 @@
+"""Ctrl-C and preemption at safe points only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from engine.errors import Interrupted, Preempted
+
+
+class Stop:
+    """Whether somebody asked the run to stop. Ask with :meth:`check` where everything worth keeping has been saved."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._signal is not None
+
+    def check(self) -> None:
+        """Raise :class:`Interrupted` (exit 130) after SIGINT, :class:`Preempted` (exit 75) after SIGTERM, else return."""
+        if self._signal == signal.SIGINT:
+            raise Interrupted("stopped by Ctrl-C; the work is saved, continue with --resume")
+        if self._signal == signal.SIGTERM:
+            raise Preempted("stopped by SIGTERM; the work is saved, continue with --resume")
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal is None and number == signal.SIGINT:
+            # os.write, because print is not safe inside a handler that may have interrupted a print.
+            os.write(2, b"\nstopping at the next safe point; Ctrl-C again stops at once\n")
+        self._signal = number
+
+
+@contextmanager
+def graceful() -> Iterator[Stop]:
+    """Let SIGINT and SIGTERM ask for a stop instead of stopping; a second SIGINT raises ``KeyboardInterrupt`` at once.
+
+    The handlers that were there come back at the end. Python handles signals in the main thread only, so in any other
+    thread the yielded :class:`Stop` never asks for anything.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, stop._handle)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

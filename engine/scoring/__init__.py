@@ -1,0 +1,1 @@
+"""What an untrained network is worth: tangent kernels, condition numbers, linear regions."""

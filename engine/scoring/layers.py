@@ -1,0 +1,273 @@
+"""Gradient rules: how each known layer is watched, and what one sample's gradient of its parameters is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.kernels.depthwise import frozen_depthwise
+from engine.kernels.gram import add_contracted_gram, add_gram
+from engine.kernels.sample_gradient import ConvGeometry, conv_sample_gradient, linear_sample_gradient, unfold
+from engine.scoring.capture import Capture, SamplesInteract, Use
+
+# One float64 multiply-add of a Gram matrix costs about as much as this many float32 ones of a gradient (measured, one AVX-512 thread:
+# 27 against 100 GFLOP/s).
+FLOAT64_COST = 4
+
+
+def _tuple(value: int | tuple[int, ...] | list[int], length: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * length
+    return tuple(value) * (length if len(value) == 1 else 1)
+
+
+def _detached(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.detach() for t in tensors]
+
+
+def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
+    """The rule of a convolution with this many spatial dimensions."""
+
+    def rule(
+        capture: Capture,
+        func: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        *rest: Any,
+        **options: Any,
+    ) -> Tensor:
+        names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+        options = {**dict(zip(names, rest, strict=False)), **options}
+        weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
+        batched = input.dim() == dimensions + 2 and input.shape[0] == capture.batch
+        if (weight_name is None and bias_name is None) or not batched or isinstance(padding, str):
+            return func(input, weight, bias, stride, padding, **options)
+        dilation = _tuple(options.get("dilation", 1), dimensions)
+        geometry = ConvGeometry(
+            tuple(weight.shape), _tuple(stride, dimensions), _tuple(padding, dimensions), dilation, options.get("groups", 1)
+        )
+        frozen, offset = _detached(weight, bias)
+        if not transposed and offset is None and _slow_backward(input, geometry):
+            y = frozen_depthwise(input, weight.detach(), geometry.padding, dilation)  # type: ignore[arg-type]
+        else:
+            y = func(input, frozen, offset, stride, padding, **options)
+        uses = []
+        if weight_name is not None:
+            uses.append(Use(weight_name, "conv_transpose" if transposed else "conv", input.detach(), geometry))
+        if bias_name is not None:
+            uses.append(Use(bias_name, "channel_offset"))
+        return capture.watch(y, uses)
+
+    return rule
+
+
+def _slow_backward(x: Tensor, geometry: ConvGeometry) -> bool:
+    """Whether the library's input gradient takes its slow path and ours is exact (see :mod:`engine.kernels.depthwise`)."""
+    reach = all(p <= d * (k - 1) for p, d, k in zip(geometry.padding, geometry.dilation, geometry.kernel, strict=True))
+    dilated = geometry.depthwise and len(geometry.kernel) == 2 and max(geometry.dilation) > 1 and max(geometry.stride) == 1
+    return x.device.type == "cpu" and dilated and reach
+
+
+def _linear(capture: Capture, func: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
+    if (weight_name is None and bias_name is None) or not _samples_first(capture, input):
+        return func(input, weight, bias)
+    y = func(input, *_detached(weight, bias))
+    uses = [] if weight_name is None else [Use(weight_name, "linear", input.detach())]
+    if bias_name is not None:
+        uses.append(Use(bias_name, "trailing_offset", geometry=1))
+    return capture.watch(y, uses)
+
+
+def _samples_first(capture: Capture, x: Tensor) -> bool:
+    """Axis 0 holds the samples beyond doubt: with a second axis as long (sequence-first models) nobody could tell."""
+    return x.dim() >= 2 and x.shape[0] == capture.batch and (x.dim() == 2 or x.shape[1] != capture.batch or capture.batch == 1)
+
+
+def _embedding(capture: Capture, func: Any, input: Tensor, weight: Tensor, padding_idx: int | None = None, *rest: Any, **options: Any) -> Tensor:
+    name = capture.name_of(weight)
+    settings = [*rest, *options.values()]
+    if name is None or any(bool(s) for s in settings if not isinstance(s, float)) or options.get("max_norm") is not None or rest[:1] not in ((), (None,)):
+        return func(input, weight, padding_idx, *rest, **options)
+    if input.shape[:1] != (capture.batch,) or (input.dim() > 1 and input.shape[1] == capture.batch > 1):
+        return func(input, weight, padding_idx, *rest, **options)
+    y = func(input, weight.detach(), padding_idx, *rest, **options)
+    padding = None if padding_idx is None else padding_idx % weight.shape[0]
+    return capture.watch(y, [Use(name, "embedding", input.detach(), (weight.shape[0], padding))])
+
+
+def _affine(capture: Capture, normalise: Callable[[], Tensor], plain: Callable[[], Tensor], x: Tensor, weight: Any, bias: Any, trailing: int) -> Tensor:
+    """A norm with scale and offset: normalise first, so that the scale's gradient has its factor. ``trailing`` 0: along axis 1."""
+    weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
+    first = x.shape[0] == capture.batch if trailing == 0 else _samples_first(capture, x)
+    if (weight_name is None and bias_name is None) or not first:
+        return plain()
+    scaled = normalise()
+    kind = "trailing" if trailing else "channel"
+    uses = []
+    shape = (-1,) + (1,) * (x.dim() - 2) if trailing == 0 else weight.shape if weight is not None else bias.shape
+    y = scaled
+    if weight is not None:
+        y = y * weight.detach().view(shape)
+        if weight_name is not None:
+            uses.append(Use(weight_name, f"{kind}_scale", scaled.detach(), trailing))
+    if bias is not None:
+        y = y + bias.detach().view(shape)
+        if bias_name is not None:
+            uses.append(Use(bias_name, f"{kind}_offset", geometry=trailing))
+    return capture.watch(y, uses)
+
+
+def _group_norm(capture: Capture, func: Any, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    return _affine(
+        capture, lambda: func(input, num_groups, None, None, eps), lambda: func(input, num_groups, weight, bias, eps), input, weight, bias, 0
+    )
+
+
+def _layer_norm(capture: Capture, func: Any, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+    return _affine(
+        capture,
+        lambda: func(input, normalized_shape, None, None, eps),
+        lambda: func(input, normalized_shape, weight, bias, eps),
+        input,
+        weight,
+        bias,
+        len(tuple(normalized_shape)),
+    )
+
+
+def _batch_norm(
+    capture: Capture,
+    func: Any,
+    input: Tensor,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training:
+        raise SamplesInteract
+    normal = (input, running_mean, running_var)
+    return _affine(
+        capture,
+        lambda: func(*normal, None, None, False, momentum, eps),
+        lambda: func(*normal, weight, bias, False, momentum, eps),
+        input,
+        weight,
+        bias,
+        0,
+    )
+
+
+RULES: dict[Any, Callable[..., Tensor]] = {
+    torch.conv1d: _conv(1, False),
+    torch.conv2d: _conv(2, False),
+    torch.conv3d: _conv(3, False),
+    torch.conv_transpose1d: _conv(1, True),
+    torch.conv_transpose2d: _conv(2, True),
+    torch.conv_transpose3d: _conv(3, True),
+    F.linear: _linear,
+    F.embedding: _embedding,
+    F.group_norm: _group_norm,
+    F.layer_norm: _layer_norm,
+    F.batch_norm: _batch_norm,
+}
+
+
+def add_use(total: Tensor, use: Use, cotangents: Tensor) -> None:
+    """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K."""
+    factors = _contraction(use, cotangents, total.shape[0])
+    if factors is not None:
+        left, right = factors
+        add_contracted_gram(total, _grouped(left, total), _grouped(right, total))
+    else:
+        add_gram(total, sample_rows(use, cotangents, dense=False).reshape(*total.shape[:2], -1))
+
+
+def _grouped(factor: Tensor, total: Tensor) -> Tensor:
+    return factor.reshape(*total.shape[:2], *factor.shape[-2:])
+
+
+def _contraction(use: Use, cotangents: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
+    """Factors of the outer products where contracting them is cheaper than forming the gradients, else None."""
+    geometry = use.geometry
+    samples, count = cotangents.shape[:2]
+    if use.kind == "linear" and use.x is not None:
+        outputs, inputs, positions = cotangents.shape[-1], use.x.shape[-1], math.prod(cotangents.shape[2:-1])
+    elif use.kind == "conv" and geometry.groups == 1 and len(geometry.kernel) == 2:
+        outputs, inputs, positions = geometry.weight_shape[0], math.prod(geometry.weight_shape[1:]), math.prod(cotangents.shape[3:])
+    else:
+        return None
+    rows = samples // groups * count
+    formed = groups * rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
+    contracted = groups * FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs)
+    if contracted > formed:
+        return None
+    x = use.take()
+    assert x is not None
+    if use.kind == "linear":
+        right, left = x.reshape(samples, positions, inputs), cotangents.reshape(samples, count, positions, outputs)
+    else:
+        right, left = unfold(x, geometry), cotangents.permute(0, 1, 3, 4, 2).reshape(samples, count, positions, outputs)
+    return left, right.unsqueeze(1).expand(-1, count, -1, -1)
+
+
+def sample_rows(use: Use, cotangents: Tensor, *, dense: bool) -> Tensor:
+    """Per-sample gradients of one use, (N, K, P).
+
+    ``dense`` asks for the parameter's own layout, so that several uses can be added; otherwise an embedding returns only the rows
+    that were looked up.
+    """
+    x = use.take()
+    samples, count = cotangents.shape[:2]
+    if use.kind == "channel_offset":
+        return cotangents.flatten(3).sum(3) if cotangents.dim() > 3 else cotangents
+    if use.kind == "trailing_offset":
+        return cotangents.reshape(samples, count, -1, math.prod(cotangents.shape[-use.geometry :])).sum(2)
+    assert x is not None
+    if use.kind == "conv":
+        return conv_sample_gradient(x, cotangents, use.geometry, ordered=dense)
+    if use.kind == "conv_transpose":
+        return _transposed_rows(x, cotangents, use.geometry)
+    if use.kind == "linear":
+        return linear_sample_gradient(x.reshape(samples, -1, x.shape[-1]), cotangents.reshape(samples, count, -1, cotangents.shape[-1]))
+    if use.kind == "embedding":
+        return _embedding_rows(x, cotangents, use.geometry, dense)
+    product = cotangents * x.unsqueeze(1)
+    if use.kind == "channel_scale":
+        return product.flatten(3).sum(3) if product.dim() > 3 else product
+    return product.reshape(samples, count, -1, math.prod(product.shape[-use.geometry :])).sum(2)
+
+
+def _transposed_rows(x: Tensor, cotangents: Tensor, geometry: ConvGeometry) -> Tensor:
+    # The weight gradient of a transposed convolution is that of the ordinary one with input and cotangent exchanged.
+    rows = [conv_sample_gradient(cotangents[:, k], x.unsqueeze(1), geometry) for k in range(cotangents.shape[1])]
+    return torch.cat(rows, 1)
+
+
+def _embedding_rows(ids: Tensor, cotangents: Tensor, geometry: tuple[int, int | None], dense: bool) -> Tensor:
+    size, padding = geometry
+    samples, count = cotangents.shape[:2]
+    values = cotangents.reshape(samples, count, -1, cotangents.shape[-1])
+    flat = ids.reshape(samples, -1)
+    if padding is not None:
+        values = values * (flat != padding)[:, None, :, None]
+    if dense:
+        index = flat
+    else:
+        found, index = flat.unique(return_inverse=True)
+        size = len(found)
+    rows = values.new_zeros(samples, count, size, values.shape[-1])
+    rows.scatter_add_(2, index[:, None, :, None].expand_as(values), values)
+    return rows.flatten(2)

@@ -1,0 +1,147 @@
+"""The search command: read a configuration, run one method, leave a run directory.
+
+``python -m engine.search [METHOD] [OPTIONS]``, or ``engine search``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.cli import run_command
+from engine.data.names import SETS, check_name
+from engine.errors import ConfigurationError, MissingDataError
+from engine.methods.options import CellOptions, SearchOptions
+from engine.methods.registry import Method
+from engine.runs.config import choose, free_directory, resolve, to_toml
+from engine.spaces.space import get_space
+
+if TYPE_CHECKING:
+    from engine.runs.run import Run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one search and return its exit code; raises :class:`~engine.errors.EngineError` on what a user can mend."""
+    method, words = choose(sys.argv[1:] if argv is None else argv)
+    options = resolve(method, words)
+    check_inputs(options)
+    if options.resume and _finished(Path(str(options.out))):
+        print(f"{options.out} is finished already; nothing is left to do")
+        return 0
+    options = replace(options, device=usable_device(options.device))
+    if options.dry_run:
+        return _print_plan(method, options)
+    return _run(method, options)
+
+
+def check_inputs(options: SearchOptions) -> None:
+    """Refuse what can be refused without torch: an unknown data set or space, a data root that is not there."""
+    check_name(options.data)
+    if isinstance(options, CellOptions):
+        get_space(options.space)
+    if options.data_root is not None and not Path(options.data_root).expanduser().is_dir():
+        how = SETS[options.data].how_to_get if options.data in SETS else ""
+        remedy = f"name the folder that holds {options.data}; to get it: {how}" if how else "leave it out or name a folder"
+        raise MissingDataError(f"--data-root: there is no folder {options.data_root}\n{remedy}")
+
+
+def usable_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """``"cpu"`` or ``"cuda"``: what ``auto`` finds usable, or what was asked for if it is."""
+    if device == "cpu":
+        return "cpu"
+    problem = _cuda_problem()
+    if device == "cuda" and problem:
+        raise ConfigurationError(f"--device cuda: {problem}; use --device cpu")
+    return "cpu" if problem else "cuda"
+
+
+def _cuda_problem() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch finds no usable GPU"
+    try:
+        torch.zeros(1, device="cuda").add(1).item()
+    except RuntimeError as error:
+        return f"the GPU does not compute ({str(error).splitlines()[0]})"
+    return None
+
+
+def _finished(out: Path) -> bool:
+    """Whether the run has its result; the report is made up for if the run ended just before it."""
+    from engine.runs.report import write_report
+    from engine.runs.run import Run
+
+    with Run.resume(out) as run:
+        if run.finished and not (out / "report.html").exists():
+            write_report(out)
+        return run.finished
+
+
+def _print_plan(method: Method, options: SearchOptions) -> int:
+    rows = [("method", method.name), ("data", options.data), ("device", options.device), *method.load_plan()(options)]
+    for label, value in rows:
+        print(f"{label:<20} {value}")
+    return 0
+
+
+def _run(method: Method, options: SearchOptions) -> int:
+    search = method.load_search()
+    import torch
+
+    from engine.runs.environment import environment
+    from engine.runs.progress import Progress
+    from engine.runs.run import Run
+    from engine.runs.signals import graceful
+
+    torch.set_num_threads(options.threads)
+    out = Path(options.out) if options.out else free_directory(method, options)
+    existed = out.exists()
+    run = Run.resume(out) if options.resume else Run.create(out, to_toml(method.name, options), environment())
+    with run, graceful() as stop:
+        try:
+            result = search(options, run, stop, partial(Progress, quiet=options.quiet))
+        except (ConfigurationError, MissingDataError):
+            if not options.resume:
+                _discard_unused(run, keep_directory=existed)
+            raise
+        _leave(run, method, options, result)
+    print(f"{method.name} on {options.data}: see {out / 'report.html'}")
+    return 0
+
+
+def _discard_unused(run: Run, *, keep_directory: bool) -> None:
+    """Take back a run that was refused before it saved anything, so that the mended command finds its directory free."""
+    logs = [run.directory / name for name in ("scores.jsonl", "metrics.jsonl")]
+    checkpoints = run.directory / "checkpoints"
+    if any(log.stat().st_size for log in logs) or (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        return
+    for path in (*logs, run.directory / "config.toml", run.directory / "env.json"):
+        path.unlink()
+    run.close()
+    with suppress(OSError):  # somebody else's files keep the directory
+        if not keep_directory:
+            run.directory.rmdir()
+
+
+def _leave(run: Run, method: Method, options: SearchOptions, result: dict[str, Any]) -> None:
+    """Write what a finished run consists of; result.json comes last but for the report, because it marks the end."""
+    from engine.runs.drawing import draw_cell
+    from engine.runs.report import write_report
+
+    genotype = result["genotype"]
+    run.write_text("genotype.json", genotype.to_json())
+    for kind, _ in genotype.cells:
+        run.write_text(f"cell_{kind}.svg", draw_cell(genotype, kind))
+    head = {"schema": 1, "method": method.name, "data": options.data, "seed": options.seed}
+    run.write_json("result.json", {**head, **result, "genotype": genotype.to_dict()})
+    write_report(run.directory)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))
