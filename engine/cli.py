@@ -46,7 +46,8 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
     """Call ``command(argv)`` and return its exit code.
 
     An :class:`EngineError` becomes ``error: <message>`` on stderr and its own code, Ctrl-C becomes 130; a reader that closed
-    the pipe ends the command quietly with 141, as a shell would say it. Other exceptions are bugs and pass through.
+    the pipe ends the command quietly with 141, as a shell would say it. What the operating system refused elsewhere (a folder
+    that may not be read) is one line and 2. Other exceptions are bugs and pass through.
     """
     try:
         try:
@@ -65,3 +66,6 @@ def run_command(command: Callable[[Sequence[str]], int | None], argv: Sequence[s
         # The interpreter flushes stdout once more when it ends; let it go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     method, words = choose(sys.argv[1:] if argv is None else argv)
     options = resolve(method, words)
     check_inputs(options)
-    if options.resume and _finished(Path(str(options.out))):
+    if options.resume and options.out and _finished(Path(options.out)):
         print(f"{options.out} is finished already; nothing is left to do")
         return 0
     options = replace(options, device=usable_device(options.device))

@@ -65,6 +65,13 @@ def test_keyboard_interrupt_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_what_the_system_refuses_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--data-root", "x" * 5000]) == 2
+    err = capsys.readouterr().err
+    assert "File name too long" in err
+    assert err.count("\n") == 1
+
+
 def test_bugs_pass_through() -> None:
     with pytest.raises(ZeroDivisionError):
         run_command(lambda _: 1 // 0, [])

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 METHOD = '''
 import os
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 from engine.errors import ConfigurationError, MissingDataError
 from engine.methods.options import CellOptions
 from engine.methods.registry import Method
@@ -43,6 +44,9 @@ def plan(options):
 def search(options, run, stop, progress):
     if options.fail == "data":
         raise MissingDataError("nothing there")
+    if options.fail == "memory":
+        options = replace(options, steps=options.steps // 2, fail="")
+        rewrite_config(run, options)
     state, _ = run.load() or ({"step": 0}, {})
     with progress(options.steps, "toy") as bar:
         for step in range(state["step"], options.steps):
@@ -52,6 +56,9 @@ def search(options, run, stop, progress):
             if options.fail == "once" and step == 1 and not os.path.exists("failed"):
                 open("failed", "w").close()
                 raise ConfigurationError("half way")
+            if options.fail in ("SIGINT", "SIGTERM") and step == 1 and not os.path.exists("failed"):
+                open("failed", "w").close()
+                os.kill(os.getpid(), getattr(signal, options.fail))
             stop.check()
     space = get_space(options.space)
     alive = [[[name == "conv_3x3" for name in space.operations] for _ in space.edges] for _ in space.kinds]
@@ -96,6 +103,12 @@ def test_written_configuration_gives_the_same_run(place: Path) -> None:
         assert (place / "a" / name).read_bytes() == (place / "b" / name).read_bytes()
 
 
+def test_a_method_can_write_down_what_it_changed(place: Path) -> None:
+    assert search("--out", "a", "--steps", "6", "--fail", "memory") == 0
+    written = tomllib.loads((place / "a/config.toml").read_text())
+    assert (written["method"], written["steps"]) == (TOY, 3)
+
+
 def test_used_directory_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search("--out", "a") == 0
     before = (place / "a/scores.jsonl").read_bytes()
@@ -125,6 +138,17 @@ def test_resume(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert search("--out", "a", "--resume") == 0
     assert capsys.readouterr().out == "a is finished already; nothing is left to do\n"
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 75)])
+def test_a_signal_saves_and_resume_goes_on(place: Path, name: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search("--out", "a", "--fail", name) == code
+    err = capsys.readouterr().err
+    assert "continue with --resume" in err
+    assert "Traceback" not in err
+    assert (place / "a/scores.jsonl").read_text().count("\n") == 2
+    assert search("--out", "a", "--resume") == 0
+    assert (place / "a/scores.jsonl").read_text().count("\n") == 4
 
 
 def test_missing_report_of_a_finished_run_is_made(place: Path) -> None:

@@ -75,8 +75,7 @@ def test_a_heavy_import_would_be_seen() -> None:
 
 
 def test_public_names() -> None:
-    assert set(engine.__all__) <= set(dir(engine))
-    assert engine.__version__ in dir(engine) or "__version__" in dir(engine)
+    assert {*engine.__all__, "__version__"} <= set(dir(engine))
     with pytest.raises(AttributeError, match="no attribute 'nkt'"):
         engine.nkt  # noqa: B018
 

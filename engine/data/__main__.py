@@ -88,7 +88,7 @@ def describe(data: ImageSet) -> list[tuple[str, str]]:
 
 def _absent(data: ImageSet, split: str) -> str:
     """Say how many classes of the published split are not there."""
-    from engine.data.splits import published_split
+    from engine.data.class_splits import published_split
 
     published = published_split(data.name)
     absent = len(set(published[split]).difference(data.class_names)) if published else 0

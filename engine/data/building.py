@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from engine.data.image_set import CHUNK, ImageSet, channel_statistics, resize
 from engine.data.names import SETS, SPLITS
@@ -39,9 +38,7 @@ class Part(NamedTuple):
     class_names: Sequence[str]
 
 
-def build_from_pictures(
-    request: Request, table: Table, origin: str, resample: Image.Resampling = Image.Resampling.BILINEAR
-) -> ImageSet:
+def build_from_pictures(request: Request, table: Table, origin: str) -> ImageSet:
     """Decode the pictures that are asked for and build the set.
 
     Named sets are decoded at their usual size, RGB; a set without one (``folder:``) needs ``size`` or images of one
@@ -64,7 +61,7 @@ def build_from_pictures(
             for start in range(0, len(mine), CHUNK):
                 chunk = mine[start : start + CHUNK]
                 labels = np.array([index[name] for name, _ in chunk])
-                yield Part(split, decode([picture for _, picture in chunk], shape, resample), labels, names)
+                yield Part(split, decode([picture for _, picture in chunk], shape), labels, names)
 
     return build(request, parts(), origin)
 
@@ -102,14 +99,12 @@ def build(request: Request, parts: Iterable[Part], origin: str) -> ImageSet:
     and split. Memory: the largest part, the set, and the set once more where its images have to be grouped.
     """
     ids: dict[str, int] = {}
-    used: dict[tuple[str, int], int] = {}
+    used: dict[str, dict[int, int]] = {}
     images, labels, splits = [], [], []
     for part in parts:
-        if part.split not in request.splits:
-            continue
         found, inverse = np.unique(part.labels, return_inverse=True)
         numbers = np.array([ids.setdefault(str(part.class_names[k]), len(ids)) for k in found], dtype=np.int64)[inverse]
-        keep = _limited(part.split, numbers, used, request.per_class)
+        keep = first_of_each(numbers, request.per_class, used.setdefault(part.split, {}))
         images.append(_converted(request, part.images, keep))
         labels.append(torch.from_numpy(numbers[keep]))
         splits.append(torch.full((len(keep),), SPLITS.index(part.split)))
@@ -126,17 +121,16 @@ def build(request: Request, parts: Iterable[Part], origin: str) -> ImageSet:
     return _with_splits(request, image, label, split, tuple(ids), origin)
 
 
-def _limited(split: str, numbers: np.ndarray, used: dict[tuple[str, int], int], limit: int | None) -> np.ndarray:
-    """Return which images stay when each class of a split keeps its first ``limit`` over all parts."""
+def first_of_each(labels: np.ndarray, limit: int | None, used: dict[int, int]) -> np.ndarray:
+    """Return the positions of the first ``limit`` images of each label; ``used`` counts those of earlier parts."""
     if limit is None:
-        return np.arange(len(numbers))
-    kept = []
-    for number in np.unique(numbers):
-        room = limit - used.get((split, int(number)), 0)
-        mine = np.flatnonzero(numbers == number)[:room]
-        used[split, int(number)] = limit - room + len(mine)
-        kept.append(mine)
-    return np.sort(np.concatenate(kept)) if kept else np.arange(0)
+        return np.arange(len(labels))
+    keep = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels).tolist():
+        mine = np.flatnonzero(labels == label)[: limit - used.get(label, 0)]
+        used[label] = used.get(label, 0) + len(mine)
+        keep[mine] = True
+    return np.flatnonzero(keep)
 
 
 def _converted(request: Request, images: np.ndarray, keep: np.ndarray) -> torch.Tensor:

@@ -13,11 +13,11 @@ from engine.data.readers import arrays, cifar, class_folders, digits, few_shot_p
 from engine.data.rotations import with_rotations
 from engine.errors import ConfigurationError, MissingDataError
 
-# A layout looks into one folder and returns the set, or None when its files are not there.
-Layout = Callable[[Path, Request], ImageSet | None]
+# Looks into one folder and returns the set, or None when the files of its layout are not there.
+Reader = Callable[[Path, Request], ImageSet | None]
 
-LAYOUTS: dict[str, tuple[Layout, ...]] = {
-    "omniglot": (omniglot.folders, omniglot.full_zips, omniglot.npz, omniglot.small_zips),
+LAYOUTS: dict[str, tuple[Reader, ...]] = {
+    "omniglot": (omniglot.official, omniglot.npz, omniglot.small),
     "cifar-fs": (cifar.few_shot_npz, class_folders.read, few_shot_pickles.read, cifar.regrouped),
     "cifar10": (cifar.official, cifar.subset_npz),
     "cifar100": (cifar.official,),
@@ -89,8 +89,8 @@ def _read(request: Request, root: str | os.PathLike[str] | None) -> ImageSet:
     info = SETS[request.name]
     places = [folder for folder in (*(home / name for name in info.folders), home) if folder.is_dir()]
     for folder in places:
-        for layout in LAYOUTS[request.name]:
-            data = layout(folder, request)
+        for read in LAYOUTS[request.name]:
+            data = read(folder, request)
             if data is not None:
                 return data
     raise MissingDataError(

@@ -23,7 +23,7 @@ def with_rotations(data: ImageSet, splits: tuple[str, ...]) -> ImageSet:
     if data.images.shape[2] != data.images.shape[3]:
         raise ConfigurationError(f"{data.name}: only square images can be turned; give a size")
     chosen = [split for split in splits if data.class_splits.get(split)]
-    turned = torch.tensor(sorted(k for split in chosen for k in data.classes(split)), dtype=torch.int64)
+    turned = torch.tensor(sorted(k for split in chosen for k in data.classes(split)), device=data.labels.device)
     rows = torch.nonzero(torch.isin(data.labels, turned)).flatten()
     position = {int(k): place for place, k in enumerate(turned)}
 

@@ -1,7 +1,7 @@
 """The options of the search methods: their names, types, defaults, presets and limits. No torch here.
 
 The docstring under a field is its help on the command line. Field types are ``str``, ``int``, ``float``, ``bool``, ``Literal``
-of strings, or one of these with ``| None``.
+of strings, or one of these with ``| None``; limits belong into ``validate``.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ def _row(directory: Path) -> tuple[str, ...]:
 
 
 def _state(run: RunFiles) -> str:
-    return "finished" if run.result else f"{len(run.rounds)} rounds done"
+    rounds = len(run.rounds)
+    return "finished" if run.result else f"{rounds} round{'s' * (rounds != 1)} done"
 
 
 def _time(run: RunFiles) -> str:

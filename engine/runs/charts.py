@@ -11,13 +11,17 @@ from engine.runs.markup import escape
 WIDTH, HEIGHT = 760.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 24.0, 34.0
 MAX_DOTS = 500
+LARGEST = 1e100
 
 Scale = Callable[[float], float]
 
 
 @dataclass
 class Column:
-    """The scores of one round: of its candidates, of its supernet in each repeat, and how many candidates had no usable score."""
+    """The scores of one round: of its candidates, of its supernet in each repeat, and how many candidates had no usable score.
+
+    Usable scores lie within :data:`LARGEST` of zero.
+    """
 
     label: str
     values: list[float] = field(default_factory=list)
@@ -34,7 +38,7 @@ def strip_chart(title: str, columns: list[Column]) -> str:
     if not values:
         return ""
     low, high = min(values), max(values)
-    logarithmic = low > 0 and high / low > 10
+    logarithmic = low > 1 / LARGEST and high / low > 10
     scale = math.log10 if logarithmic else float
     bottom, top = scale(low), scale(high)
     pad = 0.06 * (top - bottom) or 0.5 * abs(top) or 1.0

@@ -131,12 +131,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigurationError(f"{path}: larger than a configuration file can be ({MAX_BYTES} bytes)")
-        return tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot read the configuration ({error.strerror})") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    if len(content) > MAX_BYTES:
+        raise ConfigurationError(f"{path}: larger than a configuration file can be ({MAX_BYTES} bytes)")
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not a TOML file ({error})") from None
 
 

@@ -65,7 +65,7 @@ def _join(cell: CellGenotype, layout: Layout) -> dict[Key, int]:
     depth: dict[int, int] = {}
     for state in sorted(states):
         sources = [depth[c.source] for c in cell.connections if c.target == state]
-        depth[state] = 1 + max(sources, default=0 if state > 1 else -1)
+        depth[state] = 1 + max(sources, default=-1)
     end = 2 * max(depth.values()) + 1
     columns: dict[Key, int] = {("state", s): 2 * depth[s] for s in sorted(states)} | {OUTPUT: end}
     links: dict[tuple[Key, Key], None] = {}

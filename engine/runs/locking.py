@@ -22,8 +22,12 @@ class Lock:
         self.path = directory / "lock"
         with storage(self.path):
             self._descriptor = self._acquire()
-            os.ftruncate(self._descriptor, 0)
-            write_all(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            try:
+                os.ftruncate(self._descriptor, 0)
+                write_all(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+            except OSError:
+                os.close(self._descriptor)
+                raise
 
     def _acquire(self) -> int:
         while True:

@@ -68,6 +68,8 @@ class OptionType:
             self._refuse()
         if isinstance(value, str):
             value.encode()  # bytes of the command line that are not UTF-8 could not be written to config.toml
+            if "\0" in value:
+                self._refuse()  # no path can hold it
         return value
 
     def _refuse(self) -> NoReturn:

@@ -71,7 +71,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 def _json_lines(run: RunFiles, name: str, text: str) -> list[dict[str, Any]]:
     records, broken = [], 0
-    for line in text.splitlines():
+    for line in text.rstrip("\n").split("\n") if text else ():
         try:
             records.append(_json_object(line))
         except (ValueError, RecursionError):

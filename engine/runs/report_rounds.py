@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
-from engine.runs.charts import Column, strip_chart
+from engine.runs.charts import LARGEST, Column, strip_chart
 from engine.runs.markup import escape
 from engine.runs.progress import duration
 from engine.runs.records import RunFiles, number, objects
@@ -108,7 +107,7 @@ def _columns(scores: list[dict[str, Any]], name: str) -> list[Column]:
 
 def _usable(record: dict[str, Any], name: str) -> float | None:
     value = number(record.get(name))
-    usable = value is not None and math.isfinite(value) and record.get(f"{name}_status", "ok") == "ok"
+    usable = value is not None and abs(value) <= LARGEST and record.get(f"{name}_status", "ok") == "ok"
     return value if usable else None
 
 

@@ -78,8 +78,7 @@ class Run:
 
         It outlives a killed process at once and a lost machine from the next :meth:`save` on. About ten microseconds.
         """
-        if name not in self._logs:
-            raise ValueError(f"append to {name!r}: only {' and '.join(LOGS)}, after load() of a resumed run that is not finished")
+        self._check_open()
         with storage(self.directory / name):
             write_all(self._logs[name], canonical(record))
 
@@ -93,6 +92,7 @@ class Run:
 
     def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint of ``state`` (JSON types) and ``tensors``, with the lengths of the logs at this moment."""
+        self._check_open()
         lengths = {}
         for name, descriptor in self._logs.items():
             with storage(self.directory / name):
@@ -115,6 +115,12 @@ class Run:
             self._notice(f"{problem}; going on from checkpoint {path.name}")
         self._open_logs(checkpoint.logs)
         return checkpoint.state, checkpoint.tensors
+
+    def _check_open(self) -> None:
+        if not self._logs:
+            raise ValueError(
+                f"{self.directory}: load() a resumed run before writing to it; a finished or closed one takes no more"
+            )
 
     def _log_length(self, name: str) -> int:
         path = self.directory / name

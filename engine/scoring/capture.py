@@ -22,28 +22,50 @@ class SamplesInteract(Exception):  # noqa: N818 - a signal to the caller, not an
     """The forward pass mixes samples (batch statistics), so per-layer gradients are not per-sample gradients."""
 
 
+class Activation:
+    """The input of one or more layers, kept until the last of them has had its gradient formed."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.readers = 0
+        self._x: Tensor | None = x.detach()
+        self._version = x._version
+
+    def read(self, *, planar: bool = False) -> Tensor:
+        """The values; ``planar`` asks for a dense copy with channels outermost, made once for all readers."""
+        x = self._x
+        if x is None:
+            raise RuntimeError("the input of a layer was asked for after its last reader; one backward pass a capture is meant")
+        if x._version != self._version:
+            raise RuntimeError("the input of a layer was changed in place after the layer had read it; its gradient is lost")
+        if planar and not x.is_contiguous():
+            self._x = x = x.contiguous()
+            self._version = x._version
+        return x
+
+    def release(self) -> None:
+        """One reader is done."""
+        self.readers -= 1
+        if self.readers == 0:
+            self._x = None
+
+
 @dataclass
 class Use:
-    """One use of one parameter: ``kind`` names the gradient rule, ``x`` is what the rule needs of the forward pass."""
+    """One use of one parameter: ``kind`` names the gradient rule, ``geometry`` holds what the rule needs besides the input."""
 
     name: str
     kind: str
-    x: Tensor | None = None
+    activation: Activation | None = None
     geometry: Any = None
-    version: int = 0
-
-    def __post_init__(self) -> None:
-        self.version = 0 if self.x is None else self.x._version
-
-    def take(self) -> Tensor | None:
-        """Hand out ``x`` and let go of it, so that activations are freed as the backward pass goes on."""
-        x, self.x = self.x, None
-        if x is not None and x._version != self.version:
-            raise RuntimeError(f"the input of parameter {self.name!r} was changed in place after the layer read it; its gradient is lost")
-        return x
+    family: Family | None = None
 
 
-Arrival = Callable[[Use, Tensor], None]
+@dataclass
+class Family:
+    """Convolutions of one geometry that read one activation: their gradients are formed together, reading it once."""
+
+    members: int = 0
+    arrived: list[tuple[Use, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -53,7 +75,7 @@ class Capture(TorchFunctionMode):
     Args:
         names: id of each tracked parameter's alias -> its name.
         batch: number of samples, which every watched layer must have along axis 0.
-        arrive: called in the backward pass with each use and its cotangents, (N, K, *output).
+        arrive: called in the backward pass with each use and the gradient of its output.
     """
 
     names: Mapping[int, str]
@@ -61,6 +83,9 @@ class Capture(TorchFunctionMode):
     arrive: Arrival
     count: Counter[str] = field(default_factory=Counter)
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    ignore: set[str] = field(default_factory=set)
+    _read: dict[int, tuple[Tensor, Activation]] = field(default_factory=dict)
+    _families: dict[tuple[int, Any], Family] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -78,6 +103,21 @@ class Capture(TorchFunctionMode):
         """The tracked parameter that this very tensor is, if any."""
         return None if tensor is None else self.names.get(id(tensor))
 
+    def activation(self, x: Tensor) -> Activation:
+        """The record of an input tensor, shared by all layers that read this very tensor in its present state."""
+        # The tensor itself is kept beside its id, because an id may be given out again once its tensor is gone.
+        known = self._read.get(id(x))
+        if known is None or known[1]._version != x._version:
+            self._read[id(x)] = known = (x, Activation(x))
+        known[1].readers += 1
+        return known[1]
+
+    def family(self, activation: Activation, geometry: Any) -> Family:
+        """The family of convolutions with this input and geometry, one member larger."""
+        found = self._families.setdefault((id(activation), geometry), Family())
+        found.members += 1
+        return found
+
     def watch(self, y: Tensor, uses: list[Use]) -> Tensor:
         """Report ``uses`` with the gradient that reaches ``y``; returns the tensor to go on with."""
         if not y.requires_grad:
@@ -89,31 +129,16 @@ class Capture(TorchFunctionMode):
         return y
 
     def _report(self, uses: list[Use], gradient: Tensor) -> None:
-        _Tap.apply(gradient, partial(self._deliver, uses))
-
-    def _deliver(self, uses: list[Use], cotangents: Tensor) -> None:
         for use in uses:
-            self.arrive(use, cotangents)
+            if use.name not in self.ignore:
+                self.arrive(use, gradient)
+            elif use.family is not None:
+                use.family.members -= 1
 
-
-class _Tap(torch.autograd.Function):
-    """Hands a gradient to a callback as (N, K, ...), whether the backward pass is batched over K cotangents or not."""
-
-    @staticmethod
-    def forward(gradient: Tensor, deliver: Callable[[Tensor], None]) -> Tensor:
-        deliver(gradient.unsqueeze(1))
-        return gradient.new_empty(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], gradient: Tensor, deliver: Callable[[Tensor], None]) -> tuple[Tensor, None]:
-        axis = in_dims[0]
-        stacked = gradient.unsqueeze(0).expand(info.batch_size, *gradient.shape) if axis is None else gradient.movedim(axis, 0)
-        deliver(stacked.transpose(0, 1))
-        return gradient.new_empty(0), None
+    def end_forward(self) -> None:
+        """Let go of everything that only the forward pass needs; what the backward pass needs hangs on its hooks."""
+        self._read.clear()
+        self._families.clear()
 
 
 def graph_leaves(output: Tensor) -> set[int]:

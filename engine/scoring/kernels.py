@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
 from engine.kernels.gram import add_gram, one_blas_pool
-from engine.scoring.capture import Capture, SamplesInteract, Use, graph_leaves
-from engine.scoring.layers import add_use, sample_rows
+from engine.scoring.capture import Capture, Family, SamplesInteract, Use, graph_leaves
+from engine.scoring.layers import add_uses, sample_rows
 from engine.scoring.plain import interacting_rows, sample_gradient_rows
 
 Inputs = Tensor | tuple[Any, ...]
@@ -97,7 +97,12 @@ def selects(params: Select, model: nn.Module) -> Callable[[str, nn.Parameter], b
         return lambda name, parameter: True
     if params != "weights":
         raise ValueError(f"params: expected 'weights', 'all' or a predicate, got {params!r}")
-    norms = {f"{prefix}.{name}".lstrip(".") for prefix, m in model.named_modules() if isinstance(m, _NORMS) for name, _ in m.named_parameters()}
+    norms = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, m in model.named_modules()
+        if isinstance(m, _NORMS)
+        for name, _ in m.named_parameters()
+    }
     return lambda name, parameter: name not in norms and "weight" in name.rpartition(".")[2]
 
 
@@ -133,7 +138,9 @@ def _check(inputs: tuple[Any, ...], outputs: str, chunk: int | None, groups: int
     samples = inputs[0].shape[0]
     for item in inputs:
         if isinstance(item, Tensor) and (item.dim() == 0 or item.shape[0] != samples):
-            raise ValueError(f"x: inputs must share their number of samples, got shapes {[tuple(i.shape) for i in inputs if isinstance(i, Tensor)]}")
+            raise ValueError(
+                f"x: inputs must share their number of samples, got shapes {[tuple(i.shape) for i in inputs if isinstance(i, Tensor)]}"
+            )
     if outputs not in ("sum", "all"):
         raise ValueError(f"outputs: expected 'sum' or 'all', got {outputs!r}")
     if chunk is not None and chunk < 1:
@@ -170,25 +177,45 @@ class GramSink:
         self.sets, self.samples, self.groups, self.device = sets, samples, groups, device
         self.totals: dict[str, Tensor] = {}
         self.pending: dict[str, Tensor] = {}
+        self.waiting: dict[int, Family] = {}
         self.uses: Counter[str] = Counter()
 
-    def expect(self, uses: Counter[str]) -> None:
-        """Say how often each parameter was used; parameters that are not named here are ignored when they arrive."""
-        self.uses = Counter(uses)
+    def arrive(self, use: Use, gradient: Tensor) -> None:
+        """Take one use and the gradient of its output, (N, *output), in the backward pass."""
+        self.take(use, gradient.unsqueeze(1))
 
-    def arrive(self, use: Use, cotangents: Tensor) -> None:
-        """Take one use and its cotangents (N, K, *output), in the backward pass."""
+    def take(self, use: Use, cotangents: Tensor) -> None:
+        """Take one use and its K cotangents, (N, K, *output)."""
         name = use.name
-        if name not in self.uses:
-            return
-        if self.uses[name] == 1 and name not in self.pending:
-            add_use(self.total(name, cotangents.shape[1]), use, cotangents)
-            return
+        if self.uses[name] > 1 or name in self.pending:
+            self._add_up(use, cotangents)
+        elif use.family is None:
+            add_uses(self.total(name, cotangents.shape[1]), [(use, cotangents)])
+        else:
+            use.family.arrived.append((use, cotangents))
+            self.waiting[id(use.family)] = use.family
+            if len(use.family.arrived) == use.family.members:
+                self._close(use.family)
+
+    def _add_up(self, use: Use, cotangents: Tensor) -> None:
+        """One of several uses of a parameter: its gradient joins the others' before the Gram matrix is taken."""
+        name = use.name
         rows = sample_rows(use, cotangents, dense=True)
+        if use.activation is not None:
+            use.activation.release()
+        if use.family is not None:
+            use.family.members -= 1
         self.pending[name] = rows + self.pending[name] if name in self.pending else rows
         self.uses[name] -= 1
         if self.uses[name] == 0:
             self.add_rows(name, self.pending.pop(name))
+
+    def _close(self, family: Family) -> None:
+        self.waiting.pop(id(family), None)
+        for key in dict.fromkeys(self.sets[use.name] for use, _ in family.arrived):
+            members = [(use, c) for use, c in family.arrived if self.sets[use.name] == key]
+            add_uses(self.total(members[0][0].name, members[0][1].shape[1]), members)
+        family.arrived.clear()
 
     def add_rows(self, name: str, rows: Tensor) -> None:
         """Add the complete per-sample gradients (N, K, P) of one parameter."""
@@ -203,6 +230,8 @@ class GramSink:
 
     def finish(self, outputs: Outputs, count: int) -> dict[str, Tensor]:
         """The kernels. Uses whose output the result does not depend on never arrive; what did arrive of their parameter counts."""
+        for family in list(self.waiting.values()):
+            self._close(family)
         for name in list(self.pending):
             self.add_rows(name, self.pending.pop(name))
         kernels = {}
@@ -215,32 +244,41 @@ class GramSink:
         return kernels
 
 
-def _streamed(model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: Outputs, groups: int) -> dict[str, Tensor]:
+def _streamed(
+    model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: Outputs, groups: int
+) -> dict[str, Tensor]:
     samples, device = inputs[0].shape[0], next(model.parameters()).device
     sink = GramSink(sets, samples, groups, device)
     with frozen_call(model, set(sets)) as (call, aliases), one_blas_pool():
         capture = Capture({id(alias): name for name, alias in aliases.items()}, samples, sink.arrive)
         try:
             with capture:
-                y = call(*inputs)
+                y = flat_outputs(call(*inputs), samples)
         except SamplesInteract:
             return _by_definition(call, aliases, inputs, sink, outputs)
-        y = flat_outputs(y, samples)
+        capture.end_forward()
         count = y.shape[1] if outputs == "all" else 1
         unknown = _unknown(y, aliases)
-        sink.expect(Counter({name: uses for name, uses in capture.count.items() if name not in unknown}))
+        if unknown and groups > 1:
+            raise ValueError(
+                f"groups: {sorted(unknown)[0]!r} is used in a way that only single samples can be asked about; score one group at a time"
+            )
+        capture.ignore = unknown
+        sink.uses = capture.count
         backward(y, capture.anchor, outputs)
         del y
-        if unknown and groups > 1:
-            raise ValueError(f"groups: {sorted(unknown)[0]!r} is used in a way that only single samples can be asked about; score one group at a time")
         for name, rows in sample_gradient_rows(model, sorted(unknown), inputs, outputs):
             sink.add_rows(name, rows)
-    return sink.finish(outputs, count)
+        return sink.finish(outputs, count)
 
 
-def _by_definition(call: Callable[..., Tensor], aliases: dict[str, Tensor], inputs: tuple[Any, ...], sink: GramSink, outputs: Outputs) -> dict[str, Tensor]:
+def _by_definition(
+    call: Callable[..., Tensor], aliases: dict[str, Tensor], inputs: tuple[Any, ...], sink: GramSink, outputs: Outputs
+) -> dict[str, Tensor]:
     if sink.groups > 1:
-        raise ValueError("groups: this model's samples interact (batch statistics), so groups in one batch would too; score one at a time")
+        raise ValueError(
+            "groups: this model's samples interact (batch statistics), so groups in one batch would too; score one at a time"
+        )
     y = flat_outputs(call(*inputs), sink.samples)
     count = y.shape[1] if outputs == "all" else 1
     for name, rows in interacting_rows(y if outputs == "all" else y.sum(1, keepdim=True), aliases):
@@ -264,15 +302,5 @@ def _unknown(y: Tensor, aliases: dict[str, Tensor]) -> set[str]:
 
 def backward(y: Tensor, anchor: Tensor, outputs: Outputs) -> None:
     """Send the cotangents of ``y`` (N, K) down to the anchor; the hooks on the way report what passes."""
-    if not y.requires_grad:
-        return
-    if outputs == "sum":
+    if y.requires_grad:
         torch.autograd.grad(y, anchor, torch.ones_like(y), allow_unused=True)
-        return
-    cotangents = torch.eye(y.shape[1], dtype=y.dtype, device=y.device)[:, None, :].expand(-1, *y.shape)
-
-    def down(cotangent: Tensor) -> Tensor:
-        (gradient,) = torch.autograd.grad(y, anchor, cotangent, allow_unused=True)
-        return cotangent.new_zeros(()) if gradient is None else gradient
-
-    vmap(down)(cotangents)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from engine.kernels.depthwise import frozen_depthwise
 from engine.kernels.gram import add_contracted_gram, add_gram
-from engine.kernels.sample_gradient import ConvGeometry, conv_sample_gradient, linear_sample_gradient, unfold
+from engine.kernels.sample_gradient import ConvGeometry, choose, conv_sample_gradient, linear_sample_gradient, unfold
 from engine.scoring.capture import Capture, SamplesInteract, Use
 
 # One float64 multiply-add of a Gram matrix costs about as much as this many float32 ones of a gradient (measured, one AVX-512 thread:
@@ -61,7 +61,9 @@ def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
             y = func(input, frozen, offset, stride, padding, **options)
         uses = []
         if weight_name is not None:
-            uses.append(Use(weight_name, "conv_transpose" if transposed else "conv", input.detach(), geometry))
+            activation = capture.activation(input)
+            family = None if transposed else capture.family(activation, geometry)
+            uses.append(Use(weight_name, "conv_transpose" if transposed else "conv", activation, geometry, family))
         if bias_name is not None:
             uses.append(Use(bias_name, "channel_offset"))
         return capture.watch(y, uses)
@@ -81,7 +83,7 @@ def _linear(capture: Capture, func: Any, input: Tensor, weight: Tensor, bias: Te
     if (weight_name is None and bias_name is None) or not _samples_first(capture, input):
         return func(input, weight, bias)
     y = func(input, *_detached(weight, bias))
-    uses = [] if weight_name is None else [Use(weight_name, "linear", input.detach())]
+    uses = [] if weight_name is None else [Use(weight_name, "linear", capture.activation(input))]
     if bias_name is not None:
         uses.append(Use(bias_name, "trailing_offset", geometry=1))
     return capture.watch(y, uses)
@@ -92,19 +94,34 @@ def _samples_first(capture: Capture, x: Tensor) -> bool:
     return x.dim() >= 2 and x.shape[0] == capture.batch and (x.dim() == 2 or x.shape[1] != capture.batch or capture.batch == 1)
 
 
-def _embedding(capture: Capture, func: Any, input: Tensor, weight: Tensor, padding_idx: int | None = None, *rest: Any, **options: Any) -> Tensor:
+def _embedding(
+    capture: Capture, func: Any, input: Tensor, weight: Tensor, padding_idx: int | None = None, *rest: Any, **options: Any
+) -> Tensor:
     name = capture.name_of(weight)
     settings = [*rest, *options.values()]
-    if name is None or any(bool(s) for s in settings if not isinstance(s, float)) or options.get("max_norm") is not None or rest[:1] not in ((), (None,)):
+    if (
+        name is None
+        or any(bool(s) for s in settings if not isinstance(s, float))
+        or options.get("max_norm") is not None
+        or rest[:1] not in ((), (None,))
+    ):
         return func(input, weight, padding_idx, *rest, **options)
     if input.shape[:1] != (capture.batch,) or (input.dim() > 1 and input.shape[1] == capture.batch > 1):
         return func(input, weight, padding_idx, *rest, **options)
     y = func(input, weight.detach(), padding_idx, *rest, **options)
     padding = None if padding_idx is None else padding_idx % weight.shape[0]
-    return capture.watch(y, [Use(name, "embedding", input.detach(), (weight.shape[0], padding))])
+    return capture.watch(y, [Use(name, "embedding", capture.activation(input), (weight.shape[0], padding))])
 
 
-def _affine(capture: Capture, normalise: Callable[[], Tensor], plain: Callable[[], Tensor], x: Tensor, weight: Any, bias: Any, trailing: int) -> Tensor:
+def _affine(
+    capture: Capture,
+    normalise: Callable[[], Tensor],
+    plain: Callable[[], Tensor],
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    trailing: int,
+) -> Tensor:
     """A norm with scale and offset: normalise first, so that the scale's gradient has its factor. ``trailing`` 0: along axis 1."""
     weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
     first = x.shape[0] == capture.batch if trailing == 0 else _samples_first(capture, x)
@@ -118,7 +135,7 @@ def _affine(capture: Capture, normalise: Callable[[], Tensor], plain: Callable[[
     if weight is not None:
         y = y * weight.detach().view(shape)
         if weight_name is not None:
-            uses.append(Use(weight_name, f"{kind}_scale", scaled.detach(), trailing))
+            uses.append(Use(weight_name, f"{kind}_scale", capture.activation(scaled), trailing))
     if bias is not None:
         y = y + bias.detach().view(shape)
         if bias_name is not None:
@@ -126,13 +143,23 @@ def _affine(capture: Capture, normalise: Callable[[], Tensor], plain: Callable[[
     return capture.watch(y, uses)
 
 
-def _group_norm(capture: Capture, func: Any, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def _group_norm(
+    capture: Capture, func: Any, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
     return _affine(
-        capture, lambda: func(input, num_groups, None, None, eps), lambda: func(input, num_groups, weight, bias, eps), input, weight, bias, 0
+        capture,
+        lambda: func(input, num_groups, None, None, eps),
+        lambda: func(input, num_groups, weight, bias, eps),
+        input,
+        weight,
+        bias,
+        0,
     )
 
 
-def _layer_norm(capture: Capture, func: Any, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+def _layer_norm(
+    capture: Capture, func: Any, input: Tensor, normalized_shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Tensor:
     return _affine(
         capture,
         lambda: func(input, normalized_shape, None, None, eps),
@@ -185,41 +212,58 @@ RULES: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def add_use(total: Tensor, use: Use, cotangents: Tensor) -> None:
-    """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K."""
-    factors = _contraction(use, cotangents, total.shape[0])
+def add_uses(total: Tensor, uses: list[tuple[Use, Tensor]]) -> None:
+    """Add the Gram matrices of per-sample gradients to ``total`` (G, R, R), R = samples of a group times K.
+
+    ``uses`` are single uses of different parameters, each with its cotangents (N, K, *output): one use of any kind, or convolutions of one
+    family, which count as one convolution with as many more cotangents.
+    """
+    first = uses[0][0]
+    cotangents = uses[0][1] if len(uses) == 1 else torch.cat([c for _, c in uses], 1)
+    members, samples, count = len(uses), uses[0][1].shape[0], uses[0][1].shape[1]
+    factors = _contraction(first, cotangents, members, total.shape[0])
     if factors is not None:
-        left, right = factors
-        add_contracted_gram(total, _grouped(left, total), _grouped(right, total))
+        left, right = (f.reshape(*total.shape[:2], *f.shape[-2:]) for f in factors)
+        add_contracted_gram(total, left, right)
     else:
-        add_gram(total, sample_rows(use, cotangents, dense=False).reshape(*total.shape[:2], -1))
+        rows = sample_rows(first, cotangents, dense=False)
+        rows = rows.view(samples, members, count, -1).transpose(1, 2)
+        add_gram(total, rows.reshape(*total.shape[:2], -1))
+    for use, _ in uses:
+        if use.activation is not None:
+            use.activation.release()
 
 
-def _grouped(factor: Tensor, total: Tensor) -> Tensor:
-    return factor.reshape(*total.shape[:2], *factor.shape[-2:])
-
-
-def _contraction(use: Use, cotangents: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
-    """Factors of the outer products where contracting them is cheaper than forming the gradients, else None."""
+def _contraction(use: Use, cotangents: Tensor, members: int, groups: int) -> tuple[Tensor, Tensor] | None:
+    """Factors (N, K, Q, O) and (N, K, Q, I) of the outer products where contracting them is cheaper than forming the gradients."""
     geometry = use.geometry
-    samples, count = cotangents.shape[:2]
-    if use.kind == "linear" and use.x is not None:
-        outputs, inputs, positions = cotangents.shape[-1], use.x.shape[-1], math.prod(cotangents.shape[2:-1])
+    samples, count = cotangents.shape[0], cotangents.shape[1] // members
+    if use.activation is None:
+        return None
+    if use.kind == "linear":
+        x = use.activation.read()
+        outputs, inputs, positions = cotangents.shape[-1], x.shape[-1], math.prod(cotangents.shape[2:-1])
     elif use.kind == "conv" and geometry.groups == 1 and len(geometry.kernel) == 2:
-        outputs, inputs, positions = geometry.weight_shape[0], math.prod(geometry.weight_shape[1:]), math.prod(cotangents.shape[3:])
+        outputs, inputs, positions = (
+            geometry.weight_shape[0],
+            math.prod(geometry.weight_shape[1:]),
+            math.prod(cotangents.shape[3:]),
+        )
     else:
         return None
-    rows = samples // groups * count
+    rows, outputs = samples // groups * count, outputs * members
     formed = groups * rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
     contracted = groups * FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs)
     if contracted > formed:
         return None
-    x = use.take()
-    assert x is not None
     if use.kind == "linear":
         right, left = x.reshape(samples, positions, inputs), cotangents.reshape(samples, count, positions, outputs)
     else:
-        right, left = unfold(x, geometry), cotangents.permute(0, 1, 3, 4, 2).reshape(samples, count, positions, outputs)
+        split = cotangents.unflatten(1, (members, count)).flatten(4)
+        right, left = (
+            unfold(use.activation.read(), geometry),
+            split.permute(0, 2, 4, 1, 3).reshape(samples, count, positions, outputs),
+        )
     return left, right.unsqueeze(1).expand(-1, count, -1, -1)
 
 
@@ -227,21 +271,24 @@ def sample_rows(use: Use, cotangents: Tensor, *, dense: bool) -> Tensor:
     """Per-sample gradients of one use, (N, K, P).
 
     ``dense`` asks for the parameter's own layout, so that several uses can be added; otherwise an embedding returns only the rows
-    that were looked up.
+    that were looked up, and convolutions may order their weights as suits them.
     """
-    x = use.take()
     samples, count = cotangents.shape[:2]
     if use.kind == "channel_offset":
         return cotangents.flatten(3).sum(3) if cotangents.dim() > 3 else cotangents
     if use.kind == "trailing_offset":
         return cotangents.reshape(samples, count, -1, math.prod(cotangents.shape[-use.geometry :])).sum(2)
-    assert x is not None
+    assert use.activation is not None
     if use.kind == "conv":
-        return conv_sample_gradient(x, cotangents, use.geometry, ordered=dense)
+        planar = choose(cotangents.shape, use.geometry) != "matrix"
+        return conv_sample_gradient(use.activation.read(planar=planar), cotangents, use.geometry, ordered=dense)
+    x = use.activation.read()
     if use.kind == "conv_transpose":
         return _transposed_rows(x, cotangents, use.geometry)
     if use.kind == "linear":
-        return linear_sample_gradient(x.reshape(samples, -1, x.shape[-1]), cotangents.reshape(samples, count, -1, cotangents.shape[-1]))
+        return linear_sample_gradient(
+            x.reshape(samples, -1, x.shape[-1]), cotangents.reshape(samples, count, -1, cotangents.shape[-1])
+        )
     if use.kind == "embedding":
         return _embedding_rows(x, cotangents, use.geometry, dense)
     product = cotangents * x.unsqueeze(1)

@@ -34,7 +34,9 @@ class Cell(nn.Module):
     are evaluated once however many edges read them.
     """
 
-    def __init__(self, space: Space, plan: CellPlan, operations: Sequence[Sequence[str]], concat: Sequence[int], norm: Norm) -> None:
+    def __init__(
+        self, space: Space, plan: CellPlan, operations: Sequence[Sequence[str]], concat: Sequence[int], norm: Norm
+    ) -> None:
         super().__init__()
         self.space, self.plan, self.concat = space, plan, tuple(concat)
         channels = plan.channels

@@ -36,7 +36,9 @@ class CellGenotype:
         object.__setattr__(self, "concat", tuple(self.concat))
         for connection in connections:
             if not 0 <= connection.source < connection.target:
-                raise ConfigurationError(f"genotype: connection {tuple(connection)} does not go from an earlier state to a later one")
+                raise ConfigurationError(
+                    f"genotype: connection {tuple(connection)} does not go from an earlier state to a later one"
+                )
         if not self.concat:
             raise ConfigurationError("genotype: a cell needs at least one state in its concat list")
 
@@ -60,7 +62,8 @@ class Genotype:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types, with the schema version."""
         cells = {
-            kind: {"connections": [c._asdict() for c in cell.connections], "concat": list(cell.concat)} for kind, cell in self.cells
+            kind: {"connections": [c._asdict() for c in cell.connections], "concat": list(cell.concat)}
+            for kind, cell in self.cells
         }
         return {"schema": SCHEMA, "space": self.space, "cells": cells}
 
@@ -72,7 +75,7 @@ class Genotype:
     def from_dict(cls, value: Any) -> Genotype:
         """Build from :meth:`to_dict`'s form; anything else is a :class:`ConfigurationError` that says what is wrong."""
         if not isinstance(value, Mapping) or value.get("schema") != SCHEMA:
-            raise ConfigurationError(f"genotype: expected a JSON object with \"schema\": {SCHEMA}")
+            raise ConfigurationError(f'genotype: expected a JSON object with "schema": {SCHEMA}')
         try:
             cells = tuple((str(kind), _cell(cell)) for kind, cell in value["cells"].items())
             return cls(str(value["space"]), cells)

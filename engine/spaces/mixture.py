@@ -28,7 +28,9 @@ class Mixture:
         if self.weights.dim() not in (3, 4):
             raise ValueError(f"weights: expected (T, E, O) or (G, T, E, O), got {tuple(self.weights.shape)}")
         if self.alive.shape != self.weights.shape or self.alive.dtype != torch.bool or self.alive.device.type != "cpu":
-            raise ValueError(f"alive: expected a bool CPU tensor of shape {tuple(self.weights.shape)}, got {tuple(self.alive.shape)}")
+            raise ValueError(
+                f"alive: expected a bool CPU tensor of shape {tuple(self.weights.shape)}, got {tuple(self.alive.shape)}"
+            )
         if self.edges is not None and self.edges.shape != self.weights.shape[:-1]:
             raise ValueError(f"edges: expected {tuple(self.weights.shape[:-1])}, got {tuple(self.edges.shape)}")
 

@@ -64,7 +64,9 @@ def group_norm(channels: int, *, groups: int, affine: bool = False) -> GroupNorm
     """GroupNorm of ``min(groups, channels)`` groups; channels that they cannot divide are a configuration error."""
     count = min(groups, channels)
     if channels % count:
-        raise ConfigurationError(f"channels: {channels} cannot be divided into the {count} groups of GroupNorm; use a multiple of {count}")
+        raise ConfigurationError(
+            f"channels: {channels} cannot be divided into the {count} groups of GroupNorm; use a multiple of {count}"
+        )
     return GroupNorm(count, channels, affine=affine)
 
 

@@ -55,7 +55,10 @@ class Space:
     def alive(self) -> list[list[list[bool]]]:
         """The full supernet as nested lists [kind][edge][operation]: which operations an edge may carry."""
         return [
-            [[name != "none" and name in self.edge_operations.get((kind, e), self.operations) for name in self.operations] for e in range(len(self.edges))]
+            [
+                [name != "none" and name in self.edge_operations.get((kind, e), self.operations) for name in self.operations]
+                for e in range(len(self.edges))
+            ]
             for kind in self.kinds
         ]
 
@@ -100,7 +103,9 @@ class Space:
         for kind, cell in genotype.cells:
             for connection in cell.connections:
                 if (connection.source, connection.target) not in self.edges:
-                    raise ConfigurationError(f"genotype: {kind} cell has no edge {connection.source}->{connection.target} in {self.name!r}")
+                    raise ConfigurationError(
+                        f"genotype: {kind} cell has no edge {connection.source}->{connection.target} in {self.name!r}"
+                    )
                 if connection.operation not in self.operations or connection.operation == "none":
                     raise ConfigurationError(f"genotype: operation {connection.operation!r} is not in the space {self.name!r}")
             if any(not self.inputs <= state < self.states for state in cell.concat):

@@ -26,7 +26,15 @@ class Supernet(nn.Module):
     """
 
     def __init__(
-        self, space: Space, *, cells: int, channels: int, outputs: int, channels_in: int = 3, norm: str = "groupnorm16", stem: bool = True
+        self,
+        space: Space,
+        *,
+        cells: int,
+        channels: int,
+        outputs: int,
+        channels_in: int = 3,
+        norm: str = "groupnorm16",
+        stem: bool = True,
     ) -> None:
         super().__init__()
         self.space = space

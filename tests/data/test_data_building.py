@@ -68,7 +68,7 @@ def test_sizes_are_made_equal_or_refused() -> None:
 
 def test_nothing_in_the_asked_splits_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="here holds no images in split test"):
-        build(request(splits=("test",)), [part("train", [0], ["a"])], "here")
+        build(request(splits=("test",)), [part("test", [], ["a"])], "here")
 
 
 def picture(value: int, size: int = 4) -> Picture:
@@ -92,7 +92,7 @@ def test_only_what_is_asked_for_is_decoded() -> None:
 
 def test_pictures_of_different_sizes_need_a_size() -> None:
     table = {"train": {"a": [picture(1, 4), picture(2, 6)]}}
-    with pytest.raises(ConfigurationError, match=r"differ in size \(4x4, 6x6\); give a size"):
+    with pytest.raises(ConfigurationError, match=r"differ in size \(4x4, 6x6, \.\.\.\); give a size"):
         build_from_pictures(request(), table, "here")
     assert build_from_pictures(request(size=5), table, "here").images.shape == (2, 1, 5, 5)
 
@@ -127,6 +127,10 @@ def test_rotations_add_turned_classes_to_their_split() -> None:
     assert torch.equal(quarter, torch.rot90(data.images[0, 0]))
     assert torch.equal(turned.images[:4], data.images)
     assert with_rotations(data, ()) is data
+    val = with_rotations(data, ("val",))
+    assert val.class_names[3:] == ("c/rot090", "c/rot180", "c/rot270")
+    assert val.class_splits == {"train": (0, 1), "val": (2, 3, 4, 5)}
+    assert val.labels.tolist() == [0, 0, 1, 2, 3, 4, 5]
 
 
 def test_rotations_need_squares_and_class_splits() -> None:

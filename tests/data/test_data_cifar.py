@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from engine.data.class_splits import published_split
 from engine.data.loading import load
-from engine.data.splits import published_split
 from engine.errors import ConfigurationError, MissingDataError
 
 RNG = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def test_official_cifar10_is_halved_by_address(tmp_path: Path) -> None:
     assert data.images.shape == (33, 3, 32, 32)
     assert data.class_names == tuple(NAMES10)
     assert {split: len(index) for split, index in data.sample_splits.items()} == {"train": 15, "val": 15, "test": 3}
-    assert data.class_splits == {split: (0, 1, 2) for split in ("train", "val", "test")}
+    assert data.class_splits == dict.fromkeys(("train", "val", "test"), (0, 1, 2))
     stored = np.concatenate([files[f"data_batch_{k}"]["data"] for k in range(1, 6)])
     halves = {split: data.images[data.sample_splits[split]].flatten(1).numpy() for split in ("train", "val")}
     assert {row.tobytes() for half in halves.values() for row in half} == {row.tobytes() for row in stored}

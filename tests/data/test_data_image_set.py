@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine.data.image_set import channel_statistics, resize
 from engine.errors import ConfigurationError
+from engine.runs.streams import stream
 
 
 def test_members_group_the_images_of_a_split(make_set) -> None:
@@ -92,14 +93,20 @@ def test_resized_keeps_constant_images_and_returns_itself_at_its_size(make_set) 
         assert (small.images == small.images[:, :, :1, :1]).all()
 
 
-def test_resize_is_antialiased_and_takes_the_centre() -> None:
-    stripes = torch.zeros(1, 1, 8, 12, dtype=torch.uint8)
-    stripes[..., 1::2] = 200
-    stripes[..., :2] = stripes[..., -2:] = 255  # outside the central square
-    half = resize(stripes, 4)
-    # Mean of two stripes is 100; the filter reaches over the border with less weight there.
-    assert ((half[..., 1:-1].int() - 100).abs() <= 1).all()
-    assert half.max() < 160
+def test_resize_takes_the_central_square() -> None:
+    images = torch.randint(256, (2, 1, 16, 24), generator=stream(0, "test")).to(torch.uint8)
+    assert torch.equal(resize(images, 5), resize(images[..., 4:-4], 5))
+    assert torch.equal(resize(images, 16), images[..., 4:-4])
+    assert torch.equal(resize(images.mT, 5), resize(images.mT[..., 4:-4, :], 5))
+
+
+def test_resize_equals_the_filter_written_out() -> None:
+    row = torch.arange(0, 160, 10, dtype=torch.float64)
+    scaled = resize(row.to(torch.uint8).expand(1, 1, 16, 16).contiguous(), 4)[0, 0, 0]
+    places = torch.arange(16, dtype=torch.float64) + 0.5
+    weights = torch.stack([(1 - (places - 4 * (k + 0.5)).abs() / 4).clamp(min=0) for k in range(4)])
+    expected = (weights / weights.sum(1, keepdim=True)) @ row
+    assert ((scaled - expected).abs() <= 0.51).all()
 
 
 def test_statistics_are_exact() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import platform
 import socket
@@ -29,15 +28,14 @@ def test_versions_and_hardware() -> None:
     assert None not in facts.values()
 
 
-def test_no_paths_and_no_names() -> None:
+def test_no_paths_and_no_host_names() -> None:
     text = json.dumps(environment())
     for secret in (str(ROOT), str(Path.home()), socket.gethostname()):
         assert len(secret) < 3 or secret not in text
-    assert getpass.getuser() not in environment().values()
 
 
 def test_nothing_heavy_is_imported() -> None:
-    program = "import sys; from engine.runs.environment import environment; f = environment(); print('torch' in sys.modules, 'threads' in f)"
+    program = "import sys; from engine.runs.environment import environment as e; print('threads' in e(), 'torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["False", "False"]
 

@@ -31,7 +31,7 @@ def test_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["run", "method", "data", "seed", "state", "time"]
     assert lines[1] == ["first", "random", "digits", "7", "finished", "1", "min", "01", "s"]
-    assert lines[2] == ["second", "?", "?", "?", "1", "rounds", "done"]
+    assert lines[2] == ["second", "?", "?", "?", "1", "round", "done"]
     assert len(lines) == 3
 
 

@@ -96,15 +96,18 @@ def test_a_finished_run_keeps_its_logs(tmp_path: Path) -> None:
     with Run.resume(tmp_path / "run") as run:
         assert run.finished
         assert run.load() == ({}, {})
-        with pytest.raises(ValueError, match="not finished"):
+        with pytest.raises(ValueError, match="a finished or closed one takes no more"):
             run.append("metrics.jsonl", {})
     assert (run.directory / "metrics.jsonl").read_text() == '{"event":"end"}\n'
 
 
-def test_append_before_load_is_a_mistake(tmp_path: Path) -> None:
+def test_writing_before_load_is_a_mistake(tmp_path: Path) -> None:
     create(tmp_path).close()
-    with Run.resume(tmp_path) as run, pytest.raises(ValueError, match=r"load\(\)"):
-        run.append("scores.jsonl", {})
+    with Run.resume(tmp_path) as run:
+        with pytest.raises(ValueError, match=r"load\(\) a resumed run"):
+            run.append("scores.jsonl", {})
+        with pytest.raises(ValueError, match=r"load\(\) a resumed run"):
+            run.save({})
 
 
 def test_records_are_canonical_strict_json(tmp_path: Path) -> None:
@@ -200,7 +203,7 @@ def test_a_full_disk_at_any_write_leaves_a_whole_checkpoint(tmp_path: Path, monk
             except ConfigurationError as error:
                 assert "No space left on device" in str(error)  # noqa: PT017 - the loop ends when nothing fails
                 failures += 1
-            found = CheckpointStore(tmp_path / "checkpoints").newest({name: 10**6 for name in LOGS})
+            found = CheckpointStore(tmp_path / "checkpoints").newest(dict.fromkeys(LOGS, 10**6))
             assert found is not None
             assert (found[1].state["step"], found[2]) in ((1, []), (2, []))
             limit += 1

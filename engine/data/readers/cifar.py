@@ -10,10 +10,10 @@ import numpy as np
 
 from engine.data.archives import read_npz, read_tar
 from engine.data.building import Part, Request, build
+from engine.data.class_splits import published_split
 from engine.data.episodes import permutation
 from engine.data.image_set import ImageSet
 from engine.data.safe_pickle import load_pickle, parse_pickle
-from engine.data.splits import published_split
 from engine.errors import ConfigurationError
 from engine.runs.streams import stream
 

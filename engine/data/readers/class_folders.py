@@ -9,15 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.data.building import Request, build_from_pictures
+from engine.data.class_splits import Split, published_split, user_split
 from engine.data.image_set import ImageSet
 from engine.data.names import SPLITS
 from engine.data.pictures import SUFFIXES, Picture, file_picture
-from engine.data.splits import Split, published_split, user_split
 from engine.errors import ConfigurationError, MissingDataError
 
 MAX_LIST_BYTES = 50_000_000
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-NEEDS_USER_SPLIT = ("cars",)
 
 Classes = Mapping[str, Sequence[Picture]]
 
@@ -26,13 +25,13 @@ def read(base: Path, request: Request) -> ImageSet | None:
     """A named set as ``<split>/<class>/*``, or as ``<class>/*`` below ``base``, ``images``, ``data`` or ``jpg``.
 
     The split of flat class folders is ``split.json`` if there is one, then lists ``splits/**/<split>.txt``, then the
-    published one. Classes of a published list that are not there are left out; of a user's list they are an error.
+    published one; a set without one (``cars``) needs one of the others. Classes of a published list that are not there
+    are left out; of a user's list they are an error.
     """
     published = published_split(request.name)
-    if request.name not in NEEDS_USER_SPLIT:
-        table = _split_folders(base, request)
-        if table and _overlaps(request.name, table, published):
-            return build_from_pictures(request, table, f"class folders {base}")
+    found = _split_folders(base)
+    if _overlaps(request.name, found, published):
+        return build_from_pictures(request, _listed(request, found), f"class folders {base}")
     own = _own_split(base)
     for folder in (base / "images", base / "data", base / "jpg", base):
         classes = {_key(request.name, path.name): path for path in subfolders(folder)}
@@ -49,8 +48,10 @@ def read_path(base: Path, request: Request) -> ImageSet:
             f"data set {request.name} not found: {base.absolute()} is not a folder\n"
             "write folder:PATH with the folder that holds <split>/<class>/* or <class>/* (any --data-root is not used)"
         )
-    table = _split_folders(base, request)
-    if not table:
+    found = _split_folders(base)
+    if found:
+        table = _listed(request, found)
+    else:
         classes = {path.name: path for path in subfolders(base)}
         if not classes:
             raise ConfigurationError(f"{base}: no class folders; expected <split>/<class>/* or <class>/*")
@@ -112,15 +113,14 @@ def class_pictures(folder: Path) -> list[Picture]:
     return [file_picture(path) for path in found]
 
 
-def _split_folders(base: Path, request: Request) -> dict[str, Classes]:
-    """Return the table of ``<split>/<class>/*``, empty where no such folder holds class folders."""
-    table: dict[str, Classes] = {}
-    for split in request.splits:
-        for folder in (base / name for name in FOLDER_NAMES[split]):
-            classes = subfolders(folder)
-            if classes:
-                table[split] = {path.name: class_pictures(path) for path in classes}
-    return table
+def _split_folders(base: Path) -> dict[str, list[Path]]:
+    """Return the class folders of ``<split>/<class>/*``; empty where no such folder holds class folders."""
+    found = {split: [path for name in FOLDER_NAMES[split] for path in subfolders(base / name)] for split in SPLITS}
+    return {split: classes for split, classes in found.items() if classes}
+
+
+def _listed(request: Request, found: Mapping[str, list[Path]]) -> dict[str, Classes]:
+    return {split: {path.name: class_pictures(path) for path in found.get(split, ())} for split in request.splits}
 
 
 def _flat(request: Request, classes: Mapping[str, Path], split: Split, *, strict: bool) -> dict[str, Classes]:
@@ -134,10 +134,10 @@ def _flat(request: Request, classes: Mapping[str, Path], split: Split, *, strict
     return table
 
 
-def _overlaps(name: str, table: Mapping[str, Classes], published: Split | None) -> bool:
-    """Whether any class of the table is a published one, so that another set's folders are not mistaken for this one."""
+def _overlaps(name: str, found: Mapping[str, list[Path]], published: Split | None) -> bool:
+    """Whether any class folder is a published class, so that another set's folders are not mistaken for this one."""
     known = {_key(name, c) for classes in (published or {}).values() for c in classes}
-    return published is None or any(_key(name, c) in known for classes in table.values() for c in classes)
+    return any(_key(name, path.name) in known for classes in found.values() for path in classes)
 
 
 def _own_split(base: Path) -> Split | None:

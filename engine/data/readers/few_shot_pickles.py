@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.data.archives import read_npz
-from engine.data.building import Part, Request, build
+from engine.data.building import Part, Request, build, first_of_each
 from engine.data.image_set import CHUNK, ImageSet
 from engine.data.names import SETS
 from engine.data.pictures import Picture, decode
@@ -24,14 +24,12 @@ from engine.data.safe_pickle import load_pickle
 from engine.errors import ConfigurationError
 
 # {phase} is the name that the RFS and MetaOptNet files give to a split.
-WHOLE = (
-    "mini-imagenet-cache-{split}.pkl",
-    "miniImageNet_category_split_{phase}.pickle",
-    "CIFAR_FS_{split}.pickle",
-    "FC100_{split}.pickle",
-    "{split}.pkl",
-    "{split}.pickle",
-)
+WHOLE = {
+    "miniimagenet": ("mini-imagenet-cache-{split}.pkl", "miniImageNet_category_split_{phase}.pickle"),
+    "tieredimagenet": (),
+    "cifar-fs": ("CIFAR_FS_{split}.pickle",),
+    "fc100": ("FC100_{split}.pickle",),
+}
 IMAGES = ("{split}_images_png.pkl", "{split}_images.npz")
 LABELS = "{split}_labels.pkl"
 PHASES = {"train": "train_phase_train", "val": "val", "test": "test"}
@@ -39,21 +37,21 @@ PHASES = {"train": "train_phase_train", "val": "val", "test": "test"}
 
 def read(base: Path, request: Request) -> ImageSet | None:
     """Return the set from the pickles in ``base``, the first known file name of each split."""
-    files = {split: found for split in request.splits if (found := _files(base, split))}
+    files = {split: found for split in request.splits if (found := _files(base, request.name, split))}
     if not files:
         return None
     origin = f"pickles {', '.join(str(paths[0]) for paths in files.values())}"
     return build(request, (part for split, paths in files.items() for part in _parts(request, split, paths)), origin)
 
 
-def _files(base: Path, split: str) -> tuple[Path, ...]:
+def _files(base: Path, name: str, split: str) -> tuple[Path, ...]:
     """Return (file with everything,), (images, labels) or ()."""
-    for pattern in WHOLE:
+    for pattern in WHOLE[name]:
         path = base / pattern.format(split=split, phase=PHASES[split])
         if path.is_file():
             return (path,)
     labels = base / LABELS.format(split=split)
-    for pattern in IMAGES:
+    for pattern in IMAGES if name == "tieredimagenet" else ():
         path = base / pattern.format(split=split)
         if path.is_file() and labels.is_file():
             return path, labels
@@ -93,8 +91,9 @@ def _by_class_dict(content: dict[str, Any], path: Path) -> tuple[Any, np.ndarray
 
 
 def _by_labels(content: Any, split: str, path: Path) -> tuple[np.ndarray, list[str]]:
+    found = _get(content, ("labels", "label_specific"), path)
     try:
-        raw = np.asarray(_get(content, ("labels", "label_specific"), path), dtype=np.int64)
+        raw = np.asarray(found, dtype=np.int64)
         values, labels = np.unique(raw.reshape(-1), return_inverse=True)
         known = {int(label): str(name) for name, label in content.get("catname2label", {}).items()}
         known |= {label: str(name) for label, name in enumerate(content.get("label_specific_str", ()))}
@@ -107,21 +106,14 @@ def _get(content: Any, keys: tuple[str, ...], path: Path) -> Any:
     for key in keys:
         if isinstance(content, dict) and key in content:
             return content[key]
-    found = (
-        f"it has {', '.join(map(str, list(content)[:8]))}" if isinstance(content, dict) else f"it is a {type(content).__name__}"
-    )
-    raise ConfigurationError(f"{path}: no {' or '.join(keys)} in the pickle; {found}")
+    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
+    raise ConfigurationError(f"{path}: the pickle has no {' or '.join(keys)}; it holds {found}")
 
 
 def _encoded(request: Request, split: str, images: list[Any], labels: np.ndarray, names: list[str], path: Path) -> Iterator[Part]:
     """Decode PNGs a chunk at a time, only as many of each class as are asked for."""
     size = request.size or SETS[request.name].size or 0
-    seen = np.zeros(len(names), dtype=np.int64)
-    kept = []
-    for row, label in enumerate(labels):
-        seen[label] += 1
-        if request.per_class is None or seen[label] <= request.per_class:
-            kept.append(row)
+    kept = first_of_each(labels, request.per_class, {})
     for start in range(0, len(kept), CHUNK):
         rows = kept[start : start + CHUNK]
         yield Part(split, decode([_png(images[row], f"{path}[{row}]") for row in rows], (3, size, size)), labels[rows], names)

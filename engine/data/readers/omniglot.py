@@ -19,9 +19,9 @@ from PIL import Image
 
 from engine.data.archives import open_zip, read_npz, read_zip_member, zip_members
 from engine.data.building import Part, Request, build
+from engine.data.class_splits import published_split
 from engine.data.image_set import ImageSet
 from engine.data.pictures import Picture, decode, file_picture
-from engine.data.splits import published_split
 from engine.errors import ConfigurationError
 
 SIZE = 28
@@ -31,39 +31,32 @@ SMALL = ("images_background_small1", "images_background_small2")
 Drawings = Mapping[str, Mapping[str, Picture]]  # class -> file name -> drawing
 
 
-def folders(base: Path, request: Request) -> ImageSet | None:
-    """``images_background/<Alphabet>/<character>/*.png`` and, beside it, ``images_evaluation``."""
-    present = [base / half for half in HALVES if (base / half).is_dir()]
-    if not present:
-        return None
+def official(base: Path, request: Request) -> ImageSet | None:
+    """``images_background`` and, beside it, ``images_evaluation``: each as a folder, or as a zip that is not unpacked."""
+    return _read(base, HALVES, request)
+
+
+def small(base: Path, request: Request) -> ImageSet | None:
+    """``images_background_small1`` and ``images_background_small2``, likewise; characters in both are taken once."""
+    return _read(base, SMALL, request)
+
+
+def _read(base: Path, names: Iterable[str], request: Request) -> ImageSet | None:
     drawings: dict[str, dict[str, Picture]] = defaultdict(dict)
-    for file in (file for half in present for file in half.glob("*/*/*.png")):
-        drawings[f"{file.parent.parent.name}/{file.parent.name}"][file.name] = file_picture(file)
-    return build(request, _parts(request, drawings), f"folders {', '.join(map(str, present))}")
-
-
-def full_zips(base: Path, request: Request) -> ImageSet | None:
-    """``images_background.zip`` and, beside it, ``images_evaluation.zip``, read without unpacking."""
-    return _zips(base, HALVES, request)
-
-
-def small_zips(base: Path, request: Request) -> ImageSet | None:
-    """``images_background_small1.zip`` and ``images_background_small2.zip``; characters in both are taken once."""
-    return _zips(base, SMALL, request)
-
-
-def _zips(base: Path, names: Iterable[str], request: Request) -> ImageSet | None:
-    paths = [base / f"{name}.zip" for name in names if (base / f"{name}.zip").is_file()]
-    if not paths:
-        return None
-    drawings: dict[str, dict[str, Picture]] = defaultdict(dict)
+    sources = []
     with ExitStack() as stack:
-        for path in paths:
-            archive = stack.enter_context(open_zip(path))
-            for info in zip_members(archive, ".png"):
-                *_, alphabet, character, file = ("", "", *info.filename.split("/"))
-                drawings[f"{alphabet}/{character}"][file] = Picture(f"{path}:{info.filename}", _opener(archive, info))
-        return build(request, _parts(request, drawings), f"zips {', '.join(map(str, paths))}")
+        for folder, path in ((base / name, base / f"{name}.zip") for name in names):
+            if folder.is_dir():
+                sources.append(f"folder {folder}")
+                for file in folder.glob("*/*/*.png"):
+                    drawings[f"{file.parent.parent.name}/{file.parent.name}"][file.name] = file_picture(file)
+            elif path.is_file():
+                sources.append(f"zip {path}")
+                archive = stack.enter_context(open_zip(path))
+                for info in zip_members(archive, ".png"):
+                    *_, alphabet, character, name = ("", "", *info.filename.split("/"))
+                    drawings[f"{alphabet}/{character}"][name] = Picture(f"{path}:{info.filename}", _opener(archive, info))
+        return build(request, _parts(request, drawings), ", ".join(sources)) if sources else None
 
 
 def _opener(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[], BytesIO]:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.data.class_splits import parse_split, published_split, user_split
 from engine.data.names import SPLITS
 from engine.data.readers.class_folders import _key
-from engine.data.splits import parse_split, published_split, user_split
 from engine.errors import ConfigurationError
 
 SIZES = {

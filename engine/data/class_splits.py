@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,10 +16,9 @@ MAX_BYTES = 5_000_000
 Split = Mapping[str, tuple[str, ...]]
 
 
-@cache
 def published_split(name: str) -> Split | None:
     """Return {train, val, test: class names} of a named set, or None where no list is published with this library."""
-    file = files(__name__) / f"{name}.json"
+    file = files("engine.data") / "splits" / f"{name}.json"
     return parse_split(file.read_text(encoding="utf-8"), str(file)) if file.is_file() else None
 
 
