@@ -57,15 +57,9 @@ class Use:
     kind: str
     activation: Activation | None = None
     geometry: Any = None
-    family: Family | None = None
 
 
-@dataclass
-class Family:
-    """Convolutions of one geometry that read one activation: their gradients are formed together, reading it once."""
-
-    members: int = 0
-    arrived: list[tuple[Use, Tensor]] = field(default_factory=list)
+Arrival = Callable[[Use, Tensor], None]
 
 
 @dataclass
@@ -85,7 +79,6 @@ class Capture(TorchFunctionMode):
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
     ignore: set[str] = field(default_factory=set)
     _read: dict[int, tuple[Tensor, Activation]] = field(default_factory=dict)
-    _families: dict[tuple[int, Any], Family] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -112,12 +105,6 @@ class Capture(TorchFunctionMode):
         known[1].readers += 1
         return known[1]
 
-    def family(self, activation: Activation, geometry: Any) -> Family:
-        """The family of convolutions with this input and geometry, one member larger."""
-        found = self._families.setdefault((id(activation), geometry), Family())
-        found.members += 1
-        return found
-
     def watch(self, y: Tensor, uses: list[Use]) -> Tensor:
         """Report ``uses`` with the gradient that reaches ``y``; returns the tensor to go on with."""
         if not y.requires_grad:
@@ -132,13 +119,10 @@ class Capture(TorchFunctionMode):
         for use in uses:
             if use.name not in self.ignore:
                 self.arrive(use, gradient)
-            elif use.family is not None:
-                use.family.members -= 1
 
     def end_forward(self) -> None:
         """Let go of everything that only the forward pass needs; what the backward pass needs hangs on its hooks."""
         self._read.clear()
-        self._families.clear()
 
 
 def graph_leaves(output: Tensor) -> set[int]:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engine.kernels.gram import add_gram, one_blas_pool
-from engine.scoring.capture import Capture, Family, SamplesInteract, Use, graph_leaves
-from engine.scoring.layers import add_uses, sample_rows
+from engine.scoring.capture import Capture, SamplesInteract, Use, graph_leaves
+from engine.scoring.layers import add_use, sample_rows
 from engine.scoring.plain import interacting_rows, sample_gradient_rows
 
 Inputs = Tensor | tuple[Any, ...]
@@ -177,7 +177,6 @@ class GramSink:
         self.sets, self.samples, self.groups, self.device = sets, samples, groups, device
         self.totals: dict[str, Tensor] = {}
         self.pending: dict[str, Tensor] = {}
-        self.waiting: dict[int, Family] = {}
         self.uses: Counter[str] = Counter()
 
     def arrive(self, use: Use, gradient: Tensor) -> None:
@@ -187,35 +186,16 @@ class GramSink:
     def take(self, use: Use, cotangents: Tensor) -> None:
         """Take one use and its K cotangents, (N, K, *output)."""
         name = use.name
-        if self.uses[name] > 1 or name in self.pending:
-            self._add_up(use, cotangents)
-        elif use.family is None:
-            add_uses(self.total(name, cotangents.shape[1]), [(use, cotangents)])
+        if self.uses[name] == 1 and name not in self.pending:
+            add_use(self.total(name, cotangents.shape[1]), use, cotangents)
         else:
-            use.family.arrived.append((use, cotangents))
-            self.waiting[id(use.family)] = use.family
-            if len(use.family.arrived) == use.family.members:
-                self._close(use.family)
-
-    def _add_up(self, use: Use, cotangents: Tensor) -> None:
-        """One of several uses of a parameter: its gradient joins the others' before the Gram matrix is taken."""
-        name = use.name
-        rows = sample_rows(use, cotangents, dense=True)
+            rows = sample_rows(use, cotangents, dense=True)
+            self.pending[name] = rows + self.pending[name] if name in self.pending else rows
+            self.uses[name] -= 1
+            if self.uses[name] == 0:
+                self.add_rows(name, self.pending.pop(name))
         if use.activation is not None:
             use.activation.release()
-        if use.family is not None:
-            use.family.members -= 1
-        self.pending[name] = rows + self.pending[name] if name in self.pending else rows
-        self.uses[name] -= 1
-        if self.uses[name] == 0:
-            self.add_rows(name, self.pending.pop(name))
-
-    def _close(self, family: Family) -> None:
-        self.waiting.pop(id(family), None)
-        for key in dict.fromkeys(self.sets[use.name] for use, _ in family.arrived):
-            members = [(use, c) for use, c in family.arrived if self.sets[use.name] == key]
-            add_uses(self.total(members[0][0].name, members[0][1].shape[1]), members)
-        family.arrived.clear()
 
     def add_rows(self, name: str, rows: Tensor) -> None:
         """Add the complete per-sample gradients (N, K, P) of one parameter."""
@@ -230,8 +210,6 @@ class GramSink:
 
     def finish(self, outputs: Outputs, count: int) -> dict[str, Tensor]:
         """The kernels. Uses whose output the result does not depend on never arrive; what did arrive of their parameter counts."""
-        for family in list(self.waiting.values()):
-            self._close(family)
         for name in list(self.pending):
             self.add_rows(name, self.pending.pop(name))
         kernels = {}

@@ -61,9 +61,7 @@ def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
             y = func(input, frozen, offset, stride, padding, **options)
         uses = []
         if weight_name is not None:
-            activation = capture.activation(input)
-            family = None if transposed else capture.family(activation, geometry)
-            uses.append(Use(weight_name, "conv_transpose" if transposed else "conv", activation, geometry, family))
+            uses.append(Use(weight_name, "conv_transpose" if transposed else "conv", capture.activation(input), geometry))
         if bias_name is not None:
             uses.append(Use(bias_name, "channel_offset"))
         return capture.watch(y, uses)
@@ -212,46 +210,30 @@ RULES: dict[Any, Callable[..., Tensor]] = {
 }
 
 
-def add_uses(total: Tensor, uses: list[tuple[Use, Tensor]]) -> None:
-    """Add the Gram matrices of per-sample gradients to ``total`` (G, R, R), R = samples of a group times K.
-
-    ``uses`` are single uses of different parameters, each with its cotangents (N, K, *output): one use of any kind, or convolutions of one
-    family, which count as one convolution with as many more cotangents.
-    """
-    first = uses[0][0]
-    cotangents = uses[0][1] if len(uses) == 1 else torch.cat([c for _, c in uses], 1)
-    members, samples, count = len(uses), uses[0][1].shape[0], uses[0][1].shape[1]
-    factors = _contraction(first, cotangents, members, total.shape[0])
+def add_use(total: Tensor, use: Use, cotangents: Tensor) -> None:
+    """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K."""
+    factors = _contraction(use, cotangents, total.shape[0])
     if factors is not None:
         left, right = (f.reshape(*total.shape[:2], *f.shape[-2:]) for f in factors)
         add_contracted_gram(total, left, right)
     else:
-        rows = sample_rows(first, cotangents, dense=False)
-        rows = rows.view(samples, members, count, -1).transpose(1, 2)
-        add_gram(total, rows.reshape(*total.shape[:2], -1))
-    for use, _ in uses:
-        if use.activation is not None:
-            use.activation.release()
+        add_gram(total, sample_rows(use, cotangents, dense=False).reshape(*total.shape[:2], -1))
 
 
-def _contraction(use: Use, cotangents: Tensor, members: int, groups: int) -> tuple[Tensor, Tensor] | None:
+def _contraction(use: Use, cotangents: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
     """Factors (N, K, Q, O) and (N, K, Q, I) of the outer products where contracting them is cheaper than forming the gradients."""
     geometry = use.geometry
-    samples, count = cotangents.shape[0], cotangents.shape[1] // members
+    samples, count = cotangents.shape[:2]
     if use.activation is None:
         return None
     if use.kind == "linear":
         x = use.activation.read()
         outputs, inputs, positions = cotangents.shape[-1], x.shape[-1], math.prod(cotangents.shape[2:-1])
     elif use.kind == "conv" and geometry.groups == 1 and len(geometry.kernel) == 2:
-        outputs, inputs, positions = (
-            geometry.weight_shape[0],
-            math.prod(geometry.weight_shape[1:]),
-            math.prod(cotangents.shape[3:]),
-        )
+        outputs, inputs, positions = geometry.weight_shape[0], math.prod(geometry.weight_shape[1:]), math.prod(cotangents.shape[3:])
     else:
         return None
-    rows, outputs = samples // groups * count, outputs * members
+    rows = samples // groups * count
     formed = groups * rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
     contracted = groups * FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs)
     if contracted > formed:
@@ -259,11 +241,7 @@ def _contraction(use: Use, cotangents: Tensor, members: int, groups: int) -> tup
     if use.kind == "linear":
         right, left = x.reshape(samples, positions, inputs), cotangents.reshape(samples, count, positions, outputs)
     else:
-        split = cotangents.unflatten(1, (members, count)).flatten(4)
-        right, left = (
-            unfold(use.activation.read(), geometry),
-            split.permute(0, 2, 4, 1, 3).reshape(samples, count, positions, outputs),
-        )
+        right, left = unfold(use.activation.read(), geometry), cotangents.flatten(3).mT
     return left, right.unsqueeze(1).expand(-1, count, -1, -1)
 
 
