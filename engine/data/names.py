@@ -24,8 +24,8 @@ MINI_STATISTICS = ((0.47214064, 0.45330829, 0.40996128), (0.27718385, 0.26775041
 class SetInfo(NamedTuple):
     """What is known about a named set before any file is read.
 
-    ``folders`` are tried below the data root before the root itself. ``size`` is the resolution that image files are
-    decoded at when none is asked for. ``statistics`` are the published channel means and standard deviations in units
+    ``folders`` are tried below the data root before the root itself. ``size`` is the resolution of its images, at which
+    image files are decoded when none is asked for. ``statistics`` are the published channel means and standard deviations in units
     of the full range; None means that they are computed from the training images.
     """
 
@@ -40,7 +40,7 @@ _CIFAR100 = "the official cifar-100-python.tar.gz of www.cs.toronto.edu/~kriz/ci
 _CIFAR100_FOLDERS = ("cifar-100", "cifar100", "CIFAR-100")
 
 SETS: dict[str, SetInfo] = {
-    "digits": SetInfo("scikit-learn's 8x8 digits, each turned by 0, 90, 180 and 270 degrees: 40 classes, embedded", (), ""),
+    "digits": SetInfo("scikit-learn's 8x8 digits, each turned by 0, 90, 180 and 270 degrees: 40 classes, embedded", (), "", 8),
     "omniglot": SetInfo(
         "handwritten characters, 28x28; Vinyals class split; training classes also turned by 90, 180 and 270 degrees",
         ("omniglot", "Omniglot", "omniglot-py"),

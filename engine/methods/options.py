@@ -119,8 +119,8 @@ class PruningOptions(CellOptions):
     """Decimals that the relative change of a score is rounded to before candidates are ranked."""
     width: int | None = None
     """Candidates per forward; none computes it from --memory. Written down and reused."""
-    memory: str = "2GB"
-    """Memory for one forward and backward, such as 500MB or 4GB; decides the width."""
+    memory: str = "500MB"
+    """Memory for one forward and backward, such as 500MB or 4GB; decides the width. More is slower on a CPU, whose caches it leaves."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and gradients; kernels are always accumulated in float64."""
 

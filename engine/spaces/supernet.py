@@ -89,18 +89,19 @@ def make_lane(mixture: Mixture, kind: int, batch: int) -> Lane:
     return Lane(weight, alive, mixture.groups)
 
 
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
+def initialise(model: nn.Module, generator: torch.Generator, *, kaiming: bool = True) -> None:
     """Draw the weights of all convolutions and linear layers afresh, in place, from one addressed generator.
 
     Convolutions are Kaiming-normal (fan-in, ReLU gain), as the paper says (section 5); linear heads keep PyTorch's
-    U(+-1/sqrt(fan-in)), as the published head does. Biases become zero; norms are untouched. Drawn on the CPU in float32 in
-    module order, so every device and precision sees the same weights.
+    U(+-1/sqrt(fan-in)), as the published head does. ``kaiming=False`` gives convolutions that uniform draw too: what the
+    published code does in effect (reference note, section 8.1). Biases become zero; norms are untouched. Drawn on the CPU in
+    float32 in module order, so every device and precision sees the same weights.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             weight = module.weight
             fan_in = weight[0].numel()
-            if isinstance(module, nn.Conv2d):
+            if kaiming and isinstance(module, nn.Conv2d):
                 draw = torch.randn(weight.shape, generator=generator) * (2.0 / fan_in) ** 0.5
             else:
                 draw = (torch.rand(weight.shape, generator=generator) * 2 - 1) * fan_in**-0.5

@@ -1,0 +1,110 @@
+"""Scoring a candidate the published way: the baseline of the paired round.
+
+For every candidate two whole networks are built, the supernet and the ablated one, the weights of the first are copied into the second,
+and per-sample gradients of all parameters are formed and kept until both kernels are taken (reference note, sections 2 to 4). The networks
+are the engine's supernet, so that its shared pools and rectified states serve both sides of the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.networks import supernet
+from bench.peers import HAS_OPACUS, counted, opacus_module
+from engine.methods.pruning import Candidate
+from engine.spaces.mixture import full, uniform, without
+from engine.spaces.norms import GroupNorm
+from engine.spaces.space import FEW_SHOT
+
+REG = 1e-3
+
+
+def score_pair(candidate: Candidate, x: Tensor, *, cells: int, channels: int, tasks: int, memory_format: str) -> tuple[float, float]:
+    """Condition numbers of the supernet's and the ablated network's MetaNTK (MAML, time = inf)."""
+    alive = full(FEW_SHOT)
+    mixtures = (uniform(alive), uniform(without(alive, [candidate])[0]))
+    networks = [_network(cells, channels, memory_format) for _ in mixtures]
+    for target, source in zip(networks[1].parameters(), networks[0].parameters(), strict=True):
+        target.data.copy_(source.data)
+    grams = [gram(network, x, mixture) for network, mixture in zip(networks, mixtures, strict=True)]
+    return condition(grams[0], tasks), condition(grams[1], tasks)
+
+
+def gram(model: nn.Module, x: Tensor, mixture: object) -> Tensor:
+    """Kernel (N, N) of the weights, accumulated in float32 as published, from stored gradients of all parameters."""
+    watched = opacus_module(model) if HAS_OPACUS else hooked_module(model)
+    watched(x, mixture).sum().backward()
+    rows = [p.grad_sample.flatten(1) for p in counted(watched).values()]
+    return torch.stack([part @ part.T for part in rows]).sum(0)
+
+
+def condition(theta: Tensor, tasks: int) -> float:
+    """Assemble the MetaNTK task by task and take the ratio of its extreme eigenvalues.
+
+    ``theta`` (N, N) has all queries first, then all supports, each of N / (2 * tasks) a task.
+    """
+    kernel = theta.double().numpy()
+    half = len(kernel) // 2
+    gain = np.zeros((half, half))
+    for rows in np.split(np.arange(half), tasks):
+        support, query = half + rows, rows
+        # At infinite time exp(-t K) vanishes, so only the regularised inverse is left.
+        inverse = np.linalg.pinv(kernel[np.ix_(support, support)] + REG * np.eye(len(rows)), hermitian=True)
+        gain[np.ix_(query, rows)] = kernel[np.ix_(query, support)] @ inverse
+    selector = np.concatenate([np.eye(half), -gain], 1)
+    eigenvalues = np.linalg.eigvalsh(selector @ kernel @ selector.T)
+    return float(eigenvalues[-1] / eigenvalues[0])
+
+
+def _network(cells: int, channels: int, memory_format: str) -> nn.Module:
+    """The supernet with affine GroupNorm, whose per-sample gradients the published score forms too."""
+    model = supernet(FEW_SHOT, cells=cells, channels=channels, memory_format=memory_format)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, GroupNorm):
+                setattr(module, name, GroupNorm(child.num_groups, child.num_channels))
+    return model
+
+
+def hooked_module(model: nn.Module) -> nn.Module:
+    """Hang hooks on ``model`` that leave ``grad_sample`` on every parameter, as opacus 0.14 does."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.GroupNorm) and next(module.parameters(), None) is not None:
+            module.register_forward_hook(_keep_input)
+            module.register_full_backward_hook(_keep_gradients)
+    return model
+
+
+def _keep_input(module: Any, inputs: Sequence[Tensor], output: Tensor) -> None:
+    module.activation = inputs[0].detach()
+
+
+def _keep_gradients(module: Any, to_inputs: object, to_outputs: Sequence[Tensor]) -> None:
+    x, out = module.activation, to_outputs[0]
+    del module.activation
+    if isinstance(module, nn.Conv2d):
+        module.weight.grad_sample = _convolution(module, x, out)
+        return
+    if isinstance(module, nn.Linear):
+        module.weight.grad_sample, per_channel = torch.einsum("no,ni->noi", out, x), out
+    else:
+        normal = F.group_norm(x, module.num_groups, eps=module.eps)
+        module.weight.grad_sample, per_channel = torch.einsum("nchw,nchw->nc", normal, out), out.sum((2, 3))
+    if module.bias is not None:
+        module.bias.grad_sample = per_channel
+
+
+def _convolution(layer: nn.Conv2d, x: Tensor, out: Tensor) -> Tensor:
+    """The dense product of unfolded input and cotangent, of which a grouped convolution uses the diagonal blocks only."""
+    samples, groups, taps = len(x), layer.groups, math.prod(layer.kernel_size)
+    unfolded = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    dense = torch.einsum("noq,npq->nop", out.flatten(2), unfolded)
+    blocks = dense.view(samples, groups, -1, groups, layer.in_channels // groups, taps)
+    return torch.einsum("ngrg...->ngr...", blocks).reshape(samples, *layer.weight.shape)

@@ -1,0 +1,66 @@
+"""The table of benchmarks and the settings they take. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal
+
+from engine.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from bench.rows import Row
+
+Scale = Literal["smoke", "default", "full"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    ``rounds`` are counted after a discarded one. ``scale``: ``"smoke"`` measures tiny shapes only, to see that everything runs;
+    ``"full"`` adds the combinations that take minutes a round. ``width`` is the number of candidates in a batch, by default what
+    the search would choose.
+    """
+
+    device: str = "cpu"
+    rounds: int = 5
+    scale: Scale = "default"
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("rounds", self.rounds), ("width", self.width)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"--{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One row of the table: a module whose ``rows(settings)`` yields :class:`bench.rows.Row`, and where it can run."""
+
+    module: str
+    summary: str
+    devices: tuple[str, ...] = ("cpu",)
+
+    def rows(self, settings: Settings) -> Iterator[Row]:
+        """Measure; rows come as soon as a configuration is done."""
+        return import_module(self.module).rows(settings)
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "ntk": Benchmark("bench.ntk", "tangent kernels of a supernet and a single path, against one training step and plain peers"),
+    "paired-round": Benchmark("bench.paired_round", "candidates scored as one batch, against two networks a candidate"),
+    "regions": Benchmark("bench.regions", "linear regions of all candidates as one batch, against one candidate at a time"),
+    "sample-gradient": Benchmark("bench.sample_gradient", "formulations of per-sample weight gradients, layer by layer"),
+}
+
+
+def find(name: str, device: str) -> Benchmark:
+    """Look a benchmark up; an unknown one, or one without rows for ``device``, is a :class:`ConfigurationError`."""
+    if name not in BENCHMARKS:
+        raise ConfigurationError(f"benchmark: unknown {name!r}; known are {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    if device not in benchmark.devices:
+        raise ConfigurationError(f"--device: {name!r} measures on {', '.join(benchmark.devices)} only, not on {device}")
+    return benchmark

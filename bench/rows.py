@@ -1,0 +1,120 @@
+"""What a benchmark leaves: one JSON object a line for each method and configuration. No torch here."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigurationError
+from engine.runs.environment import environment
+
+MAX_FILE_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Median, 20th and 80th percentile over the rounds, linearly interpolated."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quantiles:
+        """Summarise at least one value."""
+        ordered = sorted(values)
+
+        def at(share: float) -> float:
+            position = share * (len(ordered) - 1)
+            low = math.floor(position)
+            high = min(low + 1, len(ordered) - 1)
+            return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+        return cls(at(0.5), at(0.2), at(0.8))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured method.
+
+    ``cpu_s`` (process time of all threads) and ``wall_s`` are seconds a call, ``ratio`` the quantiles of the per-round ratios of CPU time to the
+    method named ``baseline``, ``peak_bytes`` the memory that a call takes beyond what was held before it (None where the
+    system does not tell), ``environment`` the versions, the processor, the threads and the git revision.
+    """
+
+    benchmark: str
+    configuration: Mapping[str, int | str]
+    method: str
+    memory_format: str
+    dtype: str
+    device: str
+    rounds: int
+    cpu_s: Quantiles
+    wall_s: Quantiles
+    baseline: str
+    ratio: Quantiles
+    peak_bytes: int | None
+    peak_ratio: float | None
+    note: str
+    date: str
+    environment: Mapping[str, Any]
+
+    def json(self) -> str:
+        """One line of strict JSON."""
+        return json.dumps(asdict(self), allow_nan=False)
+
+    def text(self) -> str:
+        """One line for people."""
+        setting = " ".join(f"{key}={value}" for key, value in self.configuration.items())
+        spread = f"{self.ratio.median:6.2f}x [{self.ratio.p20:.2f}, {self.ratio.p80:.2f}]"
+        peak = "" if self.peak_bytes is None else f"  {self.peak_bytes / 1e6:7.1f} MB"
+        peak += "" if self.peak_ratio is None else f" {self.peak_ratio:5.2f}x"
+        name = f"{self.method} ({self.memory_format})"
+        return f"{self.benchmark} {setting}  {name:<44} {self.cpu_s.median * 1e3:10.2f} ms  {spread:<24}{peak}"
+
+
+@cache
+def measured_on() -> dict[str, Any]:
+    """Versions and hardware of this process; asks git once."""
+    facts = environment()
+    try:
+        return facts | {"opacus": metadata.version("opacus")}
+    except metadata.PackageNotFoundError:
+        return facts
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def read(path: Path) -> list[Row]:
+    """Read a file of rows. A file that is not one is a :class:`ConfigurationError` that names the line."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigurationError(f"{path}: larger than {MAX_FILE_BYTES // 1024**2} MiB, so not a file of benchmark rows")
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ConfigurationError(f"{path}: cannot be read ({reason}); name a file that `bench run --json` wrote") from None
+    found = [_parsed(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise ConfigurationError(f"{path}: holds no rows; `python -m bench run NAME --json {path}` adds some")
+    return found
+
+
+def _parsed(path: Path, number: int, line: str) -> Row:
+    try:
+        value = json.loads(line)
+        for name in ("cpu_s", "wall_s", "ratio"):
+            value[name] = Quantiles(**{key: float(part) for key, part in value[name].items()})
+        return Row(**{**value, "configuration": dict(value["configuration"])})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ConfigurationError(f"{path}: line {number} is not a benchmark row; remove it or measure again") from None

@@ -1,0 +1,189 @@
+"""Scores of a pruning step's candidates: what is drawn for whom, and the two networks that are asked."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from engine.data import ImageSet, load, normalise, region_patches, sample_episodes, sample_images, support_transform
+from engine.methods.options import BatchOptions, CellOptions, EpisodeOptions, PruningOptions, RegionOptions
+from engine.methods.pruning import Candidate, Record, State
+from engine.methods.steps import Batch
+from engine.runs.stopwatch import Stopwatch
+from engine.runs.streams import stream
+from engine.scoring.ablations import Address, KernelPair, KernelScorer, RegionScorer
+from engine.scoring.meta import metantk
+from engine.scoring.result import Score
+from engine.spaces.mixture import without
+from engine.spaces.space import Space
+
+Scores = Mapping[str, Score]
+SPLIT = "train"
+
+
+class Scorer:
+    """Scores batches of ablations and the supernet beside them.
+
+    ``width`` is halved when the machine runs out of memory; ``evaluations`` counts supernets scored. Images are drawn by the address of a
+    step and repeat (faithful: of a candidate too), so it does not matter how candidates were cut into batches.
+    """
+
+    def __init__(self, options: PruningOptions, space: Space, data: ImageSet) -> None:
+        assert options.width is not None
+        self.options, self.width, self.watch = options, options.width, Stopwatch()
+        self.data = data.to(options.device)
+        kaiming = not options.faithful
+        self.kernel: KernelScorer | None = None
+        self.regions: RegionScorer | None = None
+        if isinstance(options, EpisodeOptions | BatchOptions):
+            outputs = options.ways if isinstance(options, EpisodeOptions) else len(self.data.classes(SPLIT))
+            self.kernel = KernelScorer(
+                space,
+                cells=options.cells,
+                channels=options.channels,
+                outputs=outputs,
+                channels_in=self.data.images.shape[1],
+                seed=options.seed,
+                condition=self._condition,
+                kaiming=kaiming,
+                dtype=torch.float64 if options.dtype == "float64" else torch.float32,
+                device=options.device,
+            )
+        if isinstance(options, RegionOptions):
+            self.regions = RegionScorer(space, seed=options.seed, kaiming=kaiming, device=options.device)
+
+    def records(self, state: State, step: int, batch: Batch, known: Scores | None) -> tuple[list[Record], int]:
+        """Score one batch; returns its records and how many supernets were scored for them.
+
+        ``known`` are the supernet's scores in this repeat if it was scored before. Running out of memory halves :attr:`width` and
+        scores fewer of the batch's candidates.
+        """
+        while True:
+            candidates = batch.candidates[: self.width]
+            try:
+                if self.options.faithful:
+                    return [self._unpaired(state, step, batch.repeat, c) for c in candidates], len(candidates)
+                return self._paired(state, step, batch.repeat, candidates, known)
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or self.width == 1:
+                    raise
+            self.width = max(1, self.width // 2)
+            gc.collect()
+            if self.options.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def _paired(
+        self, state: State, step: int, repeat: int, candidates: list[Candidate], known: Scores | None
+    ) -> tuple[list[Record], int]:
+        draws: Address = (step, repeat)
+        origin = torch.tensor(state.alive)
+        if known is None:
+            (known,) = self._scores(origin.unsqueeze(0), draws, draws, draws, draws)
+            supernets = 1
+        else:
+            supernets = 0
+        ablated = self._scores(without(origin, list(candidates)), draws, draws, draws, draws)
+        return [Record(c, repeat, known, found) for c, found in zip(candidates, ablated, strict=True)], supernets
+
+    def _unpaired(self, state: State, step: int, repeat: int, candidate: Candidate) -> Record:
+        """The published pairing: own images for every candidate, different heads, thin weights that repeats share; in the edge
+        stage the kernel's supernet is still the one that the stage began with, the thin network's is not (reference note, 8.10).
+        """
+        own: Address = (step, *candidate)
+        images: Address = (*own, repeat)
+        alive, origin = torch.tensor(state.alive), torch.tensor(state.origin)
+        supernet = self._scores(
+            alive.unsqueeze(0), (step,), (*images, "supernet"), images, own, kernel_alive=origin.unsqueeze(0)
+        )[0]
+        ablated = self._scores(without(alive, [candidate]), (step,), (*images, "ablated"), images, own)[0]
+        return Record(candidate, repeat, supernet, ablated)
+
+    def _scores(
+        self, alive: Tensor, weights: Address, head: Address, images: Address, thin: Address, kernel_alive: Tensor | None = None
+    ) -> list[dict[str, Score]]:
+        """Every score of the architectures ``alive`` (G, T, E, O) with draws of these addresses."""
+        found: list[dict[str, Score]] = [{} for _ in alive]
+        if self.kernel is not None:
+            with self.watch.phase("data"):
+                batch = self._images(images)
+            with self.watch.phase("kernel"):
+                self.kernel.draw(weights, head)
+                pair = self.kernel.kernels(alive if kernel_alive is None else kernel_alive, batch)
+            with self.watch.phase("eigen"):
+                for scores, value in zip(found, self.kernel.scores(pair), strict=True):
+                    scores["condition"] = value
+        if self.regions is not None:
+            with self.watch.phase("data"):
+                patches = self._patches(images)
+            with self.watch.phase("regions"):
+                self.regions.draw(thin)
+                for scores, value in zip(found, self.regions.scores(alive, patches), strict=True):
+                    scores["regions"] = value
+        return found
+
+    def _images(self, address: Address) -> Tensor:
+        """Images of one kernel: queries of all tasks, then supports of all tasks (augmented as TE-NAS does), or a plain batch."""
+        options, data = self.options, self.data
+        if isinstance(options, EpisodeOptions):
+            episodes = sample_episodes(
+                data,
+                SPLIT,
+                ways=options.ways,
+                shots=options.shots,
+                queries=options.queries,
+                tasks=options.tasks,
+                seed=options.seed,
+                address=address,
+            )
+            support = self._augmented(data.images[episodes.support_index.flatten()], address)
+            raw = torch.cat([data.images[episodes.query_index.flatten()], support])
+        else:
+            assert isinstance(options, BatchOptions)
+            raw = self._augmented(
+                data.images[sample_images(data, SPLIT, options.batch, seed=options.seed, address=address)], address
+            )
+        return normalise(raw, data.mean, data.std)
+
+    def _augmented(self, images: Tensor, address: Address) -> Tensor:
+        # The published padding is 4 of 32 pixels.
+        return support_transform(images, stream(self.options.seed, "augment", *address), padding=images.shape[-1] // 8)
+
+    def _patches(self, address: Address) -> list[Tensor]:
+        options = self.options
+        assert isinstance(options, RegionOptions)
+        return [
+            region_patches(self.data, SPLIT, options.region_images, seed=options.seed, address=(*address, b))
+            for b in range(options.region_batches)
+        ]
+
+    def _condition(self, pair: KernelPair) -> Tensor:
+        """The kernels whose condition numbers count: the MetaNTK (Eq. 10, 11) or the NTK itself."""
+        options = self.options
+        if not isinstance(options, EpisodeOptions):
+            return pair.theta
+        return metantk(
+            pair.theta,
+            tasks=options.tasks,
+            query=options.ways * options.queries,
+            support=options.ways * options.shots,
+            kernel=options.kernel,
+            nngp=pair.nngp if options.kernel == "anil" else None,
+            time=options.time,
+            reg=options.reg,
+        )
+
+
+def load_images(options: CellOptions) -> ImageSet:
+    """The training classes of the data set that the options name, square and at the resolution that they ask for."""
+    data = load(options.data, options.data_root, options.size, splits=(SPLIT,))
+    height, width = data.images.shape[-2:]
+    size = options.resolution(max(height, width))
+    return data if (height, width) == (size, size) else data.resized(size)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether this is how torch or Python say that memory ran out, on a GPU or on the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,33 @@
+"""Where the time of a run goes, by phase."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Adds up wall seconds by phase name, and the wall and CPU seconds since it was started."""
+
+    def __init__(self) -> None:
+        self.phases: defaultdict[str, float] = defaultdict(float)
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the ``with`` block as this phase's."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] += time.perf_counter() - started
+
+    def read(self) -> dict[str, object]:
+        """Return ``seconds``, ``cpu_seconds`` and ``phases``, rounded to milliseconds."""
+        return {
+            "seconds": round(time.perf_counter() - self._wall, 3),
+            "cpu_seconds": round(time.process_time() - self._cpu, 3),
+            "phases": {name: round(seconds, 3) for name, seconds in self.phases.items()},
+        }

@@ -1,0 +1,147 @@
+"""Scoring many architectures of one supernet at once: the ablations of a pruning round.
+
+All architectures share the supernet's weights and differ only in their mixtures, so G of them run as one batch of G*N samples, each group
+of N with its own mixture; kernels are block-diagonal and never compare groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.runs.streams import stream
+from engine.scoring.condition import condition_number
+from engine.scoring.kernels import gram
+from engine.scoring.regions import linear_regions
+from engine.scoring.result import Score
+from engine.spaces.mixture import uniform
+from engine.spaces.space import Space
+from engine.spaces.supernet import Supernet, initialise
+
+Address = tuple[int | str, ...]
+
+# Tensors of a state's size that forward and backward keep for every operation of an edge (measured on the few-shot supernet: 2.8
+# at 8x8 and 2.9 at 28x28, its growth in peak memory per architecture over its summed state sizes).
+TENSORS_PER_OPERATION = 3
+
+
+@dataclass(frozen=True)
+class KernelPair:
+    """Theta of all weights and the part of it that the head's weight contributes, each float64 (G, N, N)."""
+
+    theta: Tensor
+    nngp: Tensor
+
+
+class KernelScorer:
+    """Condition numbers of kernels of architectures, on one supernet that is built once and re-drawn by address.
+
+    Args:
+        space, cells, channels, outputs, channels_in: the supernet (GroupNorm, so samples stay independent).
+        seed: seed of every draw.
+        condition: turns a :class:`KernelPair` into the kernels whose condition numbers count, (G, R, R).
+        kaiming: the initialisation, see :func:`engine.spaces.supernet.initialise`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        cells: int,
+        channels: int,
+        outputs: int,
+        channels_in: int,
+        seed: int,
+        condition: Callable[[KernelPair], Tensor],
+        kaiming: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        self.seed, self.condition, self.kaiming = seed, condition, kaiming
+        model = Supernet(space, cells=cells, channels=channels, outputs=outputs, channels_in=channels_in)
+        self.model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        self._drawn: tuple[Address, Address] | None = None
+
+    def draw(self, weights: Address, head: Address) -> None:
+        """Give the supernet the weights of these addresses; drawing what it has costs nothing."""
+        if self._drawn == (weights, head):
+            return
+        if self._drawn is None or self._drawn[0] != weights:
+            initialise(self.model, stream(self.seed, "weights", *weights), kaiming=self.kaiming)
+        initialise(self.model.classifier, stream(self.seed, "head", *head))
+        self._drawn = (weights, head)
+
+    def kernels(self, alive: Tensor, images: Tensor) -> KernelPair:
+        """Kernels of the architectures ``alive`` (G, T, E, O) on the same ``images`` (N, C, H, W)."""
+        weight = self.model.classifier.weight
+        groups = len(alive)
+        mixture = uniform(alive, dtype=weight.dtype, device=weight.device)
+        x = images.to(weight.device, weight.dtype).repeat(groups, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+        parts = gram(self.model, (x, mixture), _part, groups=groups)
+        body, head = (part if groups > 1 else part.unsqueeze(0) for part in (parts["body"], parts["head"]))
+        return KernelPair(body + head, head)
+
+    def scores(self, pair: KernelPair) -> list[Score]:
+        """Condition number of each architecture's kernel."""
+        found = condition_number(self.condition(pair).cpu())
+        return found if isinstance(found, list) else [found]
+
+
+def _part(name: str, parameter: nn.Parameter) -> str | None:
+    """The published score counts weights of convolutions and of the head; norms have none in the supernet, biases do not count."""
+    if name == "classifier.weight":
+        return "head"
+    return None if name == "classifier.bias" else "body"
+
+
+class RegionScorer:
+    """Linear regions of architectures in the thin network of the published score (reference note, section 5).
+
+    One channel, two cells (one of each kind), no stem, batch statistics. ``batches`` are drawn by the caller.
+    """
+
+    def __init__(self, space: Space, *, seed: int, kaiming: bool = True, device: str = "cpu") -> None:
+        self.seed, self.kaiming = seed, kaiming
+        self.model = Supernet(space, cells=2, channels=1, outputs=1, channels_in=1, norm="batchstat", stem=False).to(device)
+
+    def draw(self, weights: Address) -> None:
+        """Give the thin network the weights of this address."""
+        initialise(self.model, stream(self.seed, "region-weights", *weights), kaiming=self.kaiming)
+
+    def scores(self, alive: Tensor, batches: list[Tensor]) -> list[Score]:
+        """Distinct activation patterns of each architecture ``alive`` (G, T, E, O) over all ``batches``, each (n, 1, k, k)."""
+        groups = len(alive)
+        device = self.model.classifier.weight.device
+        mixture = uniform(alive, device=device)
+        repeated = [batch.to(device).repeat(groups, 1, 1, 1) for batch in batches]
+        found = linear_regions(self.model, repeated, groups=groups, forward=lambda model, x: model(x, mixture))
+        return found if isinstance(found, list) else [found]
+
+
+def bytes_per_architecture(space: Space, *, cells: int, channels: int, size: int, samples: int, itemsize: int) -> int:
+    """Memory that one architecture of a scored batch takes, by formula, so that a width can be chosen before anything runs.
+
+    Every live operation of every edge keeps about :data:`TENSORS_PER_OPERATION` tensors of its cell's state size for the backward pass.
+    """
+    live = {kind: sum(sum(row) for row in rows) for kind, rows in zip(space.kinds, space.alive(), strict=True)}
+    elements, side = 0, size
+    for plan in space.layout(cells, channels):
+        side = -(-side // 2) if plan.reduces else side
+        elements += live[plan.kind] * plan.channels * side * side
+    return TENSORS_PER_OPERATION * elements * samples * itemsize
+
+
+def forward_macs(space: Space, *, cells: int, channels: int, size: int) -> float:
+    """Multiply-adds of one image through the full supernet's convolutions, counted on tensors without data."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = Supernet(space, cells=cells, channels=channels, outputs=2)
+        image = torch.empty(1, 3, size, size)
+    mixture = uniform(torch.tensor(space.alive()), device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image, mixture)
+    return counter.get_total_flops() / 2
