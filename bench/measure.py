@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from bench.networks import MEMORY_FORMATS
 from bench.registry import Settings
 from bench.rows import Quantiles, Row, measured_on, now
 from bench.timing import Call, Times, interleaved, peak_bytes
+from engine.errors import ConfigurationError
 
 # Rounds, besides the discarded one, that decide which memory format a method is measured in.
 PILOT_ROUNDS = 2
@@ -29,6 +30,7 @@ class Case:
         baseline: the method that the others are divided by.
         formats: memory formats of network and batch; every method, the baseline too, is measured in its own faster one.
         notes: what the rows say of a method.
+        memory: whether peak memory is measured, which takes seconds a call.
     """
 
     benchmark: str
@@ -40,6 +42,7 @@ class Case:
     baseline: str
     formats: tuple[str, ...] = tuple(MEMORY_FORMATS)
     notes: Mapping[str, str] = field(default_factory=dict)
+    memory: bool = True
 
 
 def single_calls(names: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -48,7 +51,11 @@ def single_calls(names: Sequence[str]) -> dict[str, dict[str, float]]:
 
 
 def measure(case: Case, settings: Settings) -> Iterator[Row]:
-    """Time all methods of a case, then measure their peak memory; one row a method."""
+    """Time the methods of a case, then measure their peak memory; one row a method.
+
+    A method in the settings that the case does not have is a :class:`ConfigurationError`.
+    """
+    case = _restricted(case, settings.methods)
     chosen, times = _timed(case, settings.rounds)
     peaks = {method: _peak(case, method, chosen[method]) for method in case.methods}
     base, base_peak = times[case.baseline], peaks[case.baseline]
@@ -72,6 +79,14 @@ def measure(case: Case, settings: Settings) -> Iterator[Row]:
             date=now(),
             environment=measured_on(),
         )
+
+
+def _restricted(case: Case, names: Sequence[str]) -> Case:
+    for name in names:
+        if name not in case.methods:
+            raise ConfigurationError(f"--method: {case.benchmark!r} here has no {name!r}; it has {', '.join(case.methods)}")
+    wanted = {case.baseline, *names} if names else set(case.methods)
+    return replace(case, methods={name: parts for name, parts in case.methods.items() if name in wanted})
 
 
 def _timed(case: Case, rounds: int) -> tuple[dict[str, str], dict[str, Times]]:
@@ -102,9 +117,11 @@ def _total(times: Mapping[tuple[str, str], Times], layout: str, parts: Mapping[s
 
 
 def _peak(case: Case, method: str, layout: str) -> int | None:
-    peaks = [peak_bytes(partial(_prepare, case.build, name, layout, case.warm_samples, case.samples)) for name in case.methods[method]]
+    if not case.memory:
+        return None
+    peaks = [peak_bytes(partial(_prepare, case, layout, name)) for name in case.methods[method]]
     return max((peak for peak in peaks if peak is not None), default=None)
 
 
-def _prepare(build: Callable[[str, int], Mapping[str, Call]], name: str, layout: str, few: int, samples: int) -> tuple[Call, Call]:
-    return build(layout, few)[name], build(layout, samples)[name]
+def _prepare(case: Case, layout: str, name: str) -> tuple[Call, Call]:
+    return case.build(layout, case.warm_samples)[name], case.build(layout, case.samples)[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def supernet(space: Space, *, cells: int, channels: int, memory_format: str) -> 
     """A GroupNorm scoring network with Kaiming weights."""
     model = Supernet(space, cells=cells, channels=channels, outputs=OUTPUTS)
     initialise(model, stream(0, "weights"))
-    return model.to(memory_format=MEMORY_FORMATS[memory_format])
+    untyped: Any = model  # torch's stubs know no `to(memory_format=...)`
+    return untyped.to(memory_format=MEMORY_FORMATS[memory_format])
 
 
 def everything(space: Space) -> Mixture:

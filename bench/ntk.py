@@ -1,7 +1,7 @@
 """Tangent kernels of the GroupNorm few-shot supernet and of a single-path cell net (32x32, 30 samples, five cells).
 
-The baseline is one training step on the same batch. Peers that keep all per-sample gradients are measured at 16 channels, and at 48
-with ``--full``.
+The baseline is one training step on the same batch. Peers that keep all per-sample gradients are measured at 16 channels, and at
+48 with ``--full``.
 """
 
 from __future__ import annotations

@@ -1,22 +1,20 @@
-"""One paired round of candidates: the engine scores them as batches beside one supernet, the published way builds a pair of networks for each.
+"""One paired round of candidates: scored as batches beside one supernet, and the published way, a pair of networks for each.
 
-Seconds are for one candidate: a batch divided by its width, plus the supernet's evaluation, which is made once a repeat, divided by the
-number of candidates.
+Seconds are for one candidate: a batch divided by its width, plus the supernet's evaluation, which is made once a repeat,
+divided by the number of candidates. The published way scores another candidate at every call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from importlib.metadata import version
 from itertools import cycle
 
 from torch import Tensor, nn
 
+from bench import published
 from bench.measure import Case, measure
 from bench.networks import images, supernet
-from bench.peers import HAS_OPACUS
-from bench.published import REG, score_pair
 from bench.registry import Settings
 from bench.rows import Row
 from bench.timing import Call
@@ -45,7 +43,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 
 def cases(settings: Settings) -> Iterator[Case]:
-    """The published resolution and tasks at 16 channels, the search's default shape, and with ``--full`` the published width too."""
+    """The published resolution and tasks at 16 channels, the search's default shape, and with ``--full`` 48 channels too."""
     shapes = {"smoke": [(2, 16, 4, 1)], "default": [(5, 16, 32, 3), (5, 16, 8, 1)], "full": [(5, 48, 32, 3)]}
     chosen = shapes["default"] + shapes["full"] if settings.scale == "full" else shapes[settings.scale]
     for cells, channels, size, tasks in chosen:
@@ -59,7 +57,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             warm_samples=2 * PER_TASK,
             methods={BASELINE: {"pair": 1.0}, "one batch": {"batch": 1 / width, "supernet": 1 / len(CANDIDATES)}},
             baseline=BASELINE,
-            notes={BASELINE: f"gradients by opacus {version('opacus')}" if HAS_OPACUS else "gradients by hooks as in opacus 0.14"},
+            notes={BASELINE: f"gradients by {published.SOURCE}"},
         )
 
 
@@ -70,14 +68,14 @@ def _default_width(cells: int, channels: int, size: int, samples: int) -> int:
 
 
 def calls(cells: int, channels: int, size: int, width: int, memory_format: str, samples: int) -> dict[str, Call]:
-    """A pair the published way (another candidate every call), a batch of candidates, and the supernet."""
+    """A pair the published way, a batch of candidates, and the supernet."""
     tasks = samples // (2 * PER_TASK)
     x = images(samples, size=size, memory_format=memory_format)
     model = supernet(FEW_SHOT, cells=cells, channels=channels, memory_format=memory_format)
     ahead = cycle(CANDIDATES[:: len(CANDIDATES) // 7])
     shape = {"cells": cells, "channels": channels, "tasks": tasks}
     return {
-        "pair": lambda: score_pair(next(ahead), x, memory_format=memory_format, **shape),
+        "pair": lambda: published.score_pair(next(ahead), x, memory_format=memory_format, **shape),
         "batch": partial(score_batch, model, x, CANDIDATES[:width], tasks),
         "supernet": partial(score_batch, model, x, [], tasks),
     }
@@ -94,6 +92,6 @@ def score_batch(model: Supernet, x: Tensor, candidates: list[Candidate], tasks: 
 
     repeated = x.repeat(groups, 1, 1, 1)
     theta = gram(model, (repeated, uniform(alive)), assign, groups=groups)["theta"]
-    phi = metantk(theta.view(groups, len(x), len(x)), tasks=tasks, query=PER_TASK, support=PER_TASK, reg=REG)
+    phi = metantk(theta.view(groups, len(x), len(x)), tasks=tasks, query=PER_TASK, support=PER_TASK, reg=published.REG)
     found = condition_number(phi)
     return found if isinstance(found, list) else [found]

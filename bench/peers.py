@@ -1,6 +1,6 @@
 """Plain formulations of the tangent kernel, and one training step: what ``engine.scoring.kernels.ntk`` is measured against.
 
-All take a network, the rest of its arguments after the images, and the images; all kernels are of the weights that ``params="weights"``
+All take a network, the images and the network's further arguments. Kernels are of the parameters that ``params="weights"``
 selects, with the Gram matrix accumulated in float64 by the same function as the engine's.
 """
 
@@ -72,8 +72,14 @@ def opacus_module(model: nn.Module) -> nn.Module:
         return GradSampleModule(copy.deepcopy(model).train(), loss_reduction="sum")
 
 
+def kept_gradients(watched: nn.Module) -> list[Tensor]:
+    """The ``grad_sample`` that hooks left on the parameters that count; those of a removed operation have none."""
+    found = [getattr(p, "grad_sample", None) for p in counted(watched).values()]
+    return [gradient for gradient in found if gradient is not None]
+
+
 def opacus_gradients(watched: nn.Module, x: Tensor, *rest: Any) -> Tensor:
     """Per-sample gradients of every parameter by opacus, all kept until the Gram matrix is taken."""
     watched.zero_grad()
     watched(x, *rest).sum().backward()
-    return stored_gram(p.grad_sample for p in counted(watched).values())
+    return stored_gram(kept_gradients(watched))

@@ -1,14 +1,16 @@
 """Scoring a candidate the published way: the baseline of the paired round.
 
-For every candidate two whole networks are built, the supernet and the ablated one, the weights of the first are copied into the second,
-and per-sample gradients of all parameters are formed and kept until both kernels are taken (reference note, sections 2 to 4). The networks
-are the engine's supernet, so that its shared pools and rectified states serve both sides of the comparison.
+For every candidate two whole networks are built, the supernet and the ablated one, the weights of the first are copied into
+the second, and per-sample gradients of all parameters are formed and kept until the kernel is taken (reference note, sections 2
+to 4).
+The networks are the engine's, so that shared pools and rectified states serve both sides of the comparison.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -17,20 +19,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.networks import supernet
-from bench.peers import HAS_OPACUS, counted, opacus_module
+from bench.peers import HAS_OPACUS, kept_gradients, opacus_module
 from engine.methods.pruning import Candidate
 from engine.spaces.mixture import full, uniform, without
 from engine.spaces.norms import GroupNorm
 from engine.spaces.space import FEW_SHOT
 
 REG = 1e-3
+SOURCE = f"opacus {version('opacus')}" if HAS_OPACUS else "hooks as in opacus 0.14"
 
 
-def score_pair(candidate: Candidate, x: Tensor, *, cells: int, channels: int, tasks: int, memory_format: str) -> tuple[float, float]:
+def score_pair(
+    candidate: Candidate, x: Tensor, *, cells: int, channels: int, tasks: int, memory_format: str
+) -> tuple[float, float]:
     """Condition numbers of the supernet's and the ablated network's MetaNTK (MAML, time = inf)."""
     alive = full(FEW_SHOT)
     mixtures = (uniform(alive), uniform(without(alive, [candidate])[0]))
-    networks = [_network(cells, channels, memory_format) for _ in mixtures]
+    networks = [affine_supernet(cells, channels, memory_format) for _ in mixtures]
     for target, source in zip(networks[1].parameters(), networks[0].parameters(), strict=True):
         target.data.copy_(source.data)
     grams = [gram(network, x, mixture) for network, mixture in zip(networks, mixtures, strict=True)]
@@ -41,7 +46,7 @@ def gram(model: nn.Module, x: Tensor, mixture: object) -> Tensor:
     """Kernel (N, N) of the weights, accumulated in float32 as published, from stored gradients of all parameters."""
     watched = opacus_module(model) if HAS_OPACUS else hooked_module(model)
     watched(x, mixture).sum().backward()
-    rows = [p.grad_sample.flatten(1) for p in counted(watched).values()]
+    rows = [gradient.flatten(1) for gradient in kept_gradients(watched)]
     return torch.stack([part @ part.T for part in rows]).sum(0)
 
 
@@ -63,13 +68,24 @@ def condition(theta: Tensor, tasks: int) -> float:
     return float(eigenvalues[-1] / eigenvalues[0])
 
 
-def _network(cells: int, channels: int, memory_format: str) -> nn.Module:
-    """The supernet with affine GroupNorm, whose per-sample gradients the published score forms too."""
+class AffineGroupNorm(nn.Module):
+    """GroupNorm with scale and shift, called with its input alone, as hooks expect."""
+
+    def __init__(self, groups: int, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        return self.norm(x)
+
+
+def affine_supernet(cells: int, channels: int, memory_format: str) -> nn.Module:
+    """The supernet as published: its norms have parameters, whose per-sample gradients are formed but not counted."""
     model = supernet(FEW_SHOT, cells=cells, channels=channels, memory_format=memory_format)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, GroupNorm):
-                setattr(module, name, GroupNorm(child.num_groups, child.num_channels))
+                setattr(module, name, AffineGroupNorm(child.num_groups, child.num_channels))
     return model
 
 
@@ -90,18 +106,18 @@ def _keep_gradients(module: Any, to_inputs: object, to_outputs: Sequence[Tensor]
     x, out = module.activation, to_outputs[0]
     del module.activation
     if isinstance(module, nn.Conv2d):
-        module.weight.grad_sample = _convolution(module, x, out)
-        return
-    if isinstance(module, nn.Linear):
-        module.weight.grad_sample, per_channel = torch.einsum("no,ni->noi", out, x), out
+        weight, bias = _convolution(module, x, out), out.sum((2, 3))
+    elif isinstance(module, nn.Linear):
+        weight, bias = torch.einsum("no,ni->noi", out, x), out
     else:
         normal = F.group_norm(x, module.num_groups, eps=module.eps)
-        module.weight.grad_sample, per_channel = torch.einsum("nchw,nchw->nc", normal, out), out.sum((2, 3))
+        weight, bias = torch.einsum("nchw,nchw->nc", normal, out), out.sum((2, 3))
+    module.weight.grad_sample = weight
     if module.bias is not None:
-        module.bias.grad_sample = per_channel
+        module.bias.grad_sample = bias
 
 
-def _convolution(layer: nn.Conv2d, x: Tensor, out: Tensor) -> Tensor:
+def _convolution(layer: Any, x: Tensor, out: Tensor) -> Tensor:
     """The dense product of unfolded input and cotangent, of which a grouped convolution uses the diagonal blocks only."""
     samples, groups, taps = len(x), layer.groups, math.prod(layer.kernel_size)
     unfolded = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)

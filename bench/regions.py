@@ -24,7 +24,6 @@ from engine.spaces.space import FEW_SHOT
 from engine.spaces.supernet import Supernet, initialise
 
 BASELINE = "one candidate at a time"
-METHODS = (BASELINE, "one batch", "one batch, 64-bit hashes")
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -44,7 +43,7 @@ def cases(settings: Settings) -> Iterator[Case]:
         build=partial(calls, count),
         samples=samples,
         warm_samples=2,
-        methods=single_calls(METHODS),
+        methods=single_calls((BASELINE, "one batch", "one batch, 64-bit hashes")),
         baseline=BASELINE,
     )
 
@@ -52,21 +51,15 @@ def cases(settings: Settings) -> Iterator[Case]:
 def calls(count: int, memory_format: str, samples: int) -> dict[str, Call]:
     """Everything that is measured on the first ``count`` ablations."""
     alive = full(FEW_SHOT)
-    rows = without(alive, [tuple(index) for index in alive.nonzero().tolist()[:count]])
+    ablated = without(alive, [tuple(index) for index in alive.nonzero().tolist()[:count]])
     model = Supernet(FEW_SHOT, cells=2, channels=1, outputs=1, channels_in=1, norm="batchstat", stem=False)
     initialise(model, stream(0, "weights"))
     patches = images(samples, channels=1, size=3, memory_format=memory_format)
-    return dict(
-        zip(
-            METHODS,
-            (
-                partial(counted_one_by_one, model, patches, rows),
-                partial(counted_together, model, patches, rows, None),
-                partial(counted_together, model, patches, rows, 64),
-            ),
-            strict=True,
-        )
-    )
+    return {
+        BASELINE: partial(counted_one_by_one, model, patches, ablated),
+        "one batch": partial(counted_together, model, patches, ablated, None),
+        "one batch, 64-bit hashes": partial(counted_together, model, patches, ablated, 64),
+    }
 
 
 def counted_together(model: nn.Module, patches: Tensor, alive: Tensor, hash_bits: Any) -> list[float]:

@@ -21,13 +21,14 @@ class Settings:
 
     ``rounds`` are counted after a discarded one. ``scale``: ``"smoke"`` measures tiny shapes only, to see that everything runs;
     ``"full"`` adds the combinations that take minutes a round. ``width`` is the number of candidates in a batch, by default what
-    the search would choose.
+    the search would choose. ``methods`` restricts what is measured to these, beside the baseline; empty means all.
     """
 
     device: str = "cpu"
     rounds: int = 5
     scale: Scale = "default"
     width: int | None = None
+    methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("width", self.width)):

@@ -44,9 +44,9 @@ class Quantiles:
 class Row:
     """One measured method.
 
-    ``cpu_s`` (process time of all threads) and ``wall_s`` are seconds a call, ``ratio`` the quantiles of the per-round ratios of CPU time to the
-    method named ``baseline``, ``peak_bytes`` the memory that a call takes beyond what was held before it (None where the
-    system does not tell), ``environment`` the versions, the processor, the threads and the git revision.
+    ``cpu_s`` (process time of all threads) and ``wall_s`` are seconds a call. ``ratio`` divides the CPU time of a round by that
+    of the method named ``baseline`` in the same round. ``peak_bytes`` is the memory that a call takes beyond what was held
+    before it, None where not measured. ``environment`` has versions, processor, threads and git revision.
     """
 
     benchmark: str

@@ -1,4 +1,7 @@
-"""Formulations of a convolution's per-sample weight gradient, layer by layer: the table behind ``engine.kernels.sample_gradient.choose``."""
+"""Formulations of a convolution's per-sample weight gradient, layer by layer.
+
+The table behind ``engine.kernels.sample_gradient.choose``; a row's note marks the formulation that it takes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.measure import Case, measure, single_calls
-from bench.networks import images
+from bench.networks import MEMORY_FORMATS, images
 from bench.registry import Settings
 from bench.rows import Row
 from bench.timing import Call
@@ -66,7 +69,7 @@ def layers(scale: str) -> Iterator[Layer]:
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """One row a formulation that can express the layer; ``note`` marks the one that :func:`choose` takes."""
+    """One row a formulation that can express the layer."""
     for case in cases(settings):
         yield from measure(case, settings)
 
@@ -93,6 +96,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             methods=single_calls((BASELINE, *formulations(layer.geometry))),
             baseline=BASELINE,
             notes={taken: "chosen"},
+            memory=False,
         )
 
 
@@ -117,8 +121,6 @@ def calls(layer: Layer, memory_format: str, samples: int) -> dict[str, Call]:
 def _cotangent(layer: Layer, samples: int, memory_format: str) -> Tensor:
     """(N, K, O, H', W'), each of the K cotangents in the memory format that a network's backward pass would give it."""
     side = -(-layer.size // layer.stride)
-    parts = [
-        torch.randn(samples, layer.channels, side, side, generator=stream(0, "cotangent", k)) for k in range(layer.outputs)
-    ]
+    parts = [torch.randn(samples, layer.channels, side, side, generator=stream(0, "cotangent", k)) for k in range(layer.outputs)]
     laid = [part.contiguous(memory_format=MEMORY_FORMATS[memory_format]).unsqueeze(1) for part in parts]
     return laid[0] if layer.outputs == 1 else torch.cat(laid, 1)

@@ -254,3 +254,12 @@ def test_method_without_a_plan() -> None:
 def test_option_of_an_unsupported_type() -> None:
     with pytest.raises(TypeError, match="an option cannot be of type"):
         OptionType.of(list[int])
+
+
+@pytest.mark.parametrize("line", ['method = "os.path:join"', 'space = "os.path:join"'])
+def test_a_file_may_not_import_code(tmp_path, line):
+    path = tmp_path / "hostile.toml"
+    path.write_text(line)
+    with pytest.raises(ConfigurationError, match="may not import code"):
+        resolve(*choose(["--config", str(path)]))
+

@@ -186,7 +186,7 @@ def outcome(options: PruningOptions, space: Space, scorer: Scorer, work: StepWor
     genotype = space.genotype([[list(edge) for edge in cell] for cell in work.state.alive])
     classes = len(scorer.data.classes("train"))
     channels_in, _, size = scorer.data.images.shape[1:]
-    cost = count(genotype, channels=options.channels, cells=options.cells, size=size, classes=classes, channels_in=channels_in)
+    cost = count(genotype, channels=options.channels, cells=options.cells, size=size, classes=classes, channels_in=channels_in, space=space)
     return {
         "genotype": genotype,
         "evaluations": work.evaluated,

@@ -32,6 +32,7 @@ def search(options: CellOptions, run: Run, stop: Any, progress: Any) -> dict[str
         size=size,
         classes=len(data.classes("train")),
         channels_in=channels_in,
+        space=space,
     )
     reading = watch.read()
     return {

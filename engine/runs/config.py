@@ -40,6 +40,8 @@ def choose(argv: Sequence[str]) -> tuple[Method, list[str]]:
     written = _read_toml(Path(path)).get("method", DEFAULT_METHOD) if path else DEFAULT_METHOD
     if not isinstance(written, str):
         raise ConfigurationError(f"{path}: method: expected text, got {written}")
+    if ":" in written:
+        raise ConfigurationError(f"{path}: a file may not import code; give the method {written!r} as the first word of the command")
     return find_method(written), list(argv)
 
 
@@ -62,8 +64,16 @@ def resolve(method: str | Method, argv: Sequence[str]) -> SearchOptions:
     method = find_method(method) if isinstance(method, str) else method
     flags = parse_options(method.options, argv, prog=_prog(method), description=_description(method))
     file = from_toml(method, Path(flags["config"])) if flags.get("config") else {}
+    _refuse_code(flags.get("config"), file, flags)
     given = {**file, **flags}
     return _resumed(method, given) if given.get("resume") else _layer(method, given)
+
+
+def _refuse_code(path: str | Path | None, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """A file may name a space of the user's own only if the command line does too: importing runs code (design rule 8)."""
+    space = stored.get("space")
+    if isinstance(space, str) and ":" in space and given.get("space") != space:
+        raise ConfigurationError(f"{path}: a file may not import code; add --space {space} to the command if it is yours")
 
 
 def _layer(method: Method, values: Mapping[str, Any]) -> SearchOptions:
@@ -80,6 +90,7 @@ def _resumed(method: Method, given: Mapping[str, Any]) -> SearchOptions:
     if not path.is_file():
         raise ConfigurationError(f"{out} holds no run to resume; leave out --resume or give the --out of a run")
     stored = from_toml(method, path)
+    _refuse_code(path, stored, given)
     options = _layer(method, {**stored, **{key: given[key] for key in _FREE_ON_RESUME & given.keys()}, "out": str(out)})
     for name, value in given.items():
         written = getattr(options, name)

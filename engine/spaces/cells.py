@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,25 +14,32 @@ from engine.spaces.operations import Chain, FactorizedReduce, gated_relu, operat
 from engine.spaces.space import CellPlan, Space
 
 
+class Term(NamedTuple):
+    """One operation on one edge: a broadcastable weight (None for one) and the groups it exists in, bool (G,) (None for all)."""
+
+    weight: Tensor | None = None
+    alive: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Lane:
-    """How one cell is mixed in this forward: per (edge, operation) a broadcastable weight and who it is alive for.
+    """How one cell is mixed in this forward: for each edge the operations that some group carries, in the space's order."""
 
-    ``weight[e][o]`` is None where no group carries the operation. ``alive[e][o]`` is None where every group does, else
-    bool (G,).
-    """
+    edges: Sequence[Mapping[str, Term]]
+    groups: int = 1
 
-    weight: list[list[Tensor | None]]
-    alive: list[list[Tensor | None]]
-    groups: int
+
+def plain_lane(operations: Sequence[Sequence[str]]) -> Lane:
+    """The lane of a discretised cell: every operation it has, added with weight one."""
+    return Lane([dict.fromkeys(names, Term()) for names in operations])
 
 
 class Cell(nn.Module):
     """One cell of a space at its place in the network.
 
-    ``operations[e]`` names what edge ``e`` may carry, in the space's order; edges with no operation are not built. The modules are
-    ``edges[e][name]``, except that operations without parameters or buffers exist once a source state, in ``shared``: they
-    are evaluated once however many edges read them.
+    ``operations[e]`` names what edge ``e`` may carry, in the space's order. The modules are ``edges[e][name]``, except that
+    operations without parameters or buffers exist once a source state, in ``shared``: they are evaluated once however many
+    edges read them. ``concat`` lists the states that make the output.
     """
 
     def __init__(
@@ -48,10 +56,9 @@ class Cell(nn.Module):
         self.edges = nn.ModuleList()
         self.shared = nn.ModuleDict()
         for e, names in enumerate(operations):
-            stride = space.stride(plan.kind, e)
             built = nn.ModuleDict()
             for name in names:
-                module = operation(name).build(channels, stride, norm, space.odd)
+                module = operation(name).build(channels, space.stride(plan.kind, e), norm, space.odd)
                 key = self._shared_key(e, name)
                 if not is_stateless(module):
                     built[name] = module
@@ -63,65 +70,69 @@ class Cell(nn.Module):
         return f"{name}@{self.space.edges[edge][0]}/{self.space.stride(self.plan.kind, edge)}"
 
     def forward(self, s0: Tensor, s1: Tensor, lane: Lane) -> Tensor:
-        """(B, C0, H0, W0), (B, C1, H, W) -> (B, nodes*C, H', W')."""
+        """The rectified outputs of the two cells before, (B, C0, H0, W0) and (B, C1, H, W) -> (B, len(concat)*C, H', W')."""
         states: list[Tensor | None] = [
-            self.preprocess0(gated_relu(s0), lane.groups),
-            self.preprocess1(gated_relu(s1), lane.groups),
+            self.preprocess0(s0, lane.groups),
+            self.preprocess1(s1, lane.groups),
         ] + [None] * self.space.nodes
         for source in range(self.space.states):
             state = states[source]
             if state is not None:
                 self._spread(source, state, states, lane)
-        missing = next((state for state in states[self.space.inputs :] if state is not None), None)
-        return torch.cat([self._node(states[s], missing, s0) for s in self.concat], 1)
+        return torch.cat([self._node(states[s], s1) for s in self.concat], 1)
 
-    def _node(self, state: Tensor | None, like: Tensor | None, s0: Tensor) -> Tensor:
+    def _node(self, state: Tensor | None, s1: Tensor) -> Tensor:
         """A node that nothing reaches is zero: its edges were all pruned away."""
         if state is not None:
             return state
-        if like is not None:
-            return torch.zeros_like(like)
-        size = [-(-n // 2) if self.plan.reduces != self.plan.follows_reduction else n for n in s0.shape[-2:]]
-        return s0.new_zeros(s0.shape[0], self.plan.channels, *size)
+        size = [-(-n // 2) if self.plan.reduces else n for n in s1.shape[-2:]]
+        return s1.new_zeros(s1.shape[0], self.plan.channels, *size)
 
     def _spread(self, source: int, state: Tensor, states: list[Tensor | None], lane: Lane) -> None:
         """Add everything that reads ``source`` to its targets; nothing is evaluated twice."""
         done: dict[str, Tensor] = {}
         rectified: Tensor | None = None
-        for e, (start, target) in enumerate(self.space.edges):
-            if start != source:
-                continue
-            stride = self.space.stride(self.plan.kind, e)
-            for o, name in enumerate(self.space.operations):
-                weight, alive = lane.weight[e][o], lane.alive[e][o]
-                if weight is None:
-                    continue
-                key = self._shared_key(e, name)
-                if operation(name).reads_relu(stride) and rectified is None:
-                    rectified = gated_relu(state, self._readers(source, lane))
-                x = rectified if operation(name).reads_relu(stride) else state
-                if key in self.shared:
-                    if key not in done:
-                        done[key] = self.shared[key](x, lane.groups)
-                    y = done[key]
-                else:
-                    y = self.edges[e][name](x, lane.groups, alive)
-                states[target] = _accumulate(states[target], y, weight)
+        for e, name, term in self._readers(source, lane):
+            x = state
+            if self._reads_relu(e, name):
+                if rectified is None:
+                    rectified = gated_relu(state, self._rectified_for(source, lane))
+                x = rectified
+            key = self._shared_key(e, name)
+            if key not in self.shared:
+                y = self.edges[e].get_submodule(name)(x, lane.groups, term.alive)
+            else:
+                if key not in done:
+                    done[key] = self.shared[key](x, lane.groups)
+                y = done[key]
+            target = self.space.edges[e][1]
+            states[target] = _accumulate(states[target], y, term.weight)
 
-    def _readers(self, source: int, lane: Lane) -> Tensor | None:
-        """For which groups the rectified state exists: those where some operation that reads it is alive."""
-        union: Tensor | None = None
+    def _readers(self, source: int, lane: Lane) -> Iterator[tuple[int, str, Term]]:
+        """Every operation that reads a state, as (edge, name, term)."""
         for e, (start, _) in enumerate(self.space.edges):
-            stride = self.space.stride(self.plan.kind, e)
-            for o, name in enumerate(self.space.operations):
-                if start != source or lane.weight[e][o] is None or not operation(name).reads_relu(stride):
-                    continue
-                alive = lane.alive[e][o]
-                if alive is None:
-                    return None
-                union = alive if union is None else union | alive
-        return union
+            if start == source:
+                for name, term in lane.edges[e].items():
+                    yield e, name, term
+
+    def _reads_relu(self, edge: int, name: str) -> bool:
+        return operation(name).reads_relu(self.space.stride(self.plan.kind, edge))
+
+    def _rectified_for(self, source: int, lane: Lane) -> Tensor | None:
+        """For which groups the rectified state exists: those where some operation that reads it is alive."""
+        return _union(term.alive for e, name, term in self._readers(source, lane) if self._reads_relu(e, name))
 
 
-def _accumulate(total: Tensor | None, y: Tensor, weight: Tensor) -> Tensor:
+def _union(alive: Iterable[Tensor | None]) -> Tensor | None:
+    union: Tensor | None = None
+    for groups in alive:
+        if groups is None:
+            return None
+        union = groups if union is None else union | groups
+    return union
+
+
+def _accumulate(total: Tensor | None, y: Tensor, weight: Tensor | None) -> Tensor:
+    if weight is None:
+        return y if total is None else total + y
     return y * weight if total is None else torch.addcmul(total, y, weight)

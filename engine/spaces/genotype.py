@@ -6,7 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigurationError
@@ -25,7 +27,10 @@ class Connection(NamedTuple):
 
 @dataclass(frozen=True)
 class CellGenotype:
-    """The connections of a cell, ordered by (target, source, operation), and the states its output concatenates."""
+    """The connections of a cell, ordered by (target, source, operation), and the states its output concatenates.
+
+    A connection or a state that is listed twice, or one that does not go forward, is a :class:`ConfigurationError`.
+    """
 
     connections: tuple[Connection, ...]
     concat: tuple[int, ...]
@@ -34,13 +39,16 @@ class CellGenotype:
         connections = tuple(sorted((Connection(*c) for c in self.connections), key=lambda c: (c.target, c.source, c.operation)))
         object.__setattr__(self, "connections", connections)
         object.__setattr__(self, "concat", tuple(self.concat))
+        for connection, following in pairwise(connections):
+            if connection == following:
+                raise ConfigurationError(f"genotype: connection {tuple(connection)} is listed twice")
         for connection in connections:
             if not 0 <= connection.source < connection.target:
                 raise ConfigurationError(
                     f"genotype: connection {tuple(connection)} does not go from an earlier state to a later one"
                 )
-        if not self.concat:
-            raise ConfigurationError("genotype: a cell needs at least one state in its concat list")
+        if not self.concat or len(set(self.concat)) < len(self.concat):
+            raise ConfigurationError(f"genotype: a cell concatenates one or more different states, not {list(self.concat)}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class Genotype:
             raise ConfigurationError(f'genotype: expected a JSON object with "schema": {SCHEMA}')
         try:
             cells = tuple((str(kind), _cell(cell)) for kind, cell in value["cells"].items())
-            return cls(str(value["space"]), cells)
+            if not isinstance(value["space"], str):
+                raise ConfigurationError(f"genotype: space is a name, not {shortened(value['space'])}")
+            return cls(value["space"], cells)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"genotype: malformed or missing field ({error})") from None
 
@@ -86,9 +96,10 @@ class Genotype:
     def from_json(cls, text: str) -> Genotype:
         """Parse :meth:`to_json`'s text."""
         try:
-            return cls.from_dict(json.loads(text))
-        except (json.JSONDecodeError, RecursionError) as error:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise ConfigurationError(f"genotype: not JSON ({error})") from None
+        return cls.from_dict(value)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Genotype:
@@ -109,7 +120,9 @@ def _cell(value: Mapping[str, Any]) -> CellGenotype:
     for item in value["connections"]:
         source, target, operation = item["source"], item["target"], item["operation"]
         if not (_is_state(source) and _is_state(target) and isinstance(operation, str)):
-            raise ConfigurationError(f"genotype: a connection is {{source: int, target: int, operation: str}}, not {item}")
+            raise ConfigurationError(
+                f"genotype: a connection is {{source: int, target: int, operation: str}}, not {shortened(item)}"
+            )
         connections.append(Connection(source, target, operation))
     concat = value["concat"]
     if not isinstance(concat, list) or not all(_is_state(state) for state in concat):

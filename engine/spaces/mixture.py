@@ -15,9 +15,10 @@ class Mixture:
     """Operation weights of every edge, for one architecture or for a batch of them.
 
     ``weights`` is (T, E, O) for T cell kinds, E edges, O operations, or (G, T, E, O) with one row a group of consecutive
-    samples (G = the batch gives one row a sample). ``alive`` is a bool tensor of the same shape on the host: an operation that is not
-    alive has weight zero, is not computed where no group needs it, and has no activations. Being on the host it costs no
-    device synchronisation. ``edges`` (T, E) or (G, T, E) are optional separate edge weights.
+    samples (G = the batch gives one row a sample). ``alive`` is a bool tensor of the same shape on the host: an operation that
+    is not alive is given weight zero, is not computed where no group needs it, and has no activations. Being on the host it
+    costs no device synchronisation. ``edges`` (T, E) or (G, T, E) are optional separate edge weights. Other shapes are a
+    ``ValueError``.
     """
 
     weights: Tensor
@@ -33,6 +34,10 @@ class Mixture:
             )
         if self.edges is not None and self.edges.shape != self.weights.shape[:-1]:
             raise ValueError(f"edges: expected {tuple(self.weights.shape[:-1])}, got {tuple(self.edges.shape)}")
+        if self.weights.shape[0] == 0:
+            raise ValueError("weights: a batch of no architectures")
+        # In a batch an operation is computed for all groups as soon as one needs it, so the others' weights must be zero.
+        object.__setattr__(self, "weights", torch.where(self.alive.to(self.weights.device), self.weights, 0))
 
     @property
     def groups(self) -> int:
@@ -58,7 +63,7 @@ def uniform(alive: Tensor, *, dtype: torch.dtype = torch.float32, device: torch.
 
 def full(space: Space) -> Tensor:
     """``alive`` of the whole supernet, (T, E, O)."""
-    return torch.tensor(space.alive(), dtype=torch.bool)
+    return torch.tensor(space.alive(), dtype=torch.bool, device="cpu")
 
 
 def without(alive: Tensor, candidates: list[tuple[int, int, int]]) -> Tensor:

@@ -25,10 +25,10 @@ class Space:
     """A cell space.
 
     ``operations`` gives the order of the mixture's last axis; the name ``"none"`` stands for "no operation" and is never
-    computed. ``edges`` lists (source, target) state pairs in the order of the mixture's edge axis; states ``0 .. inputs-1`` are the cell's
-    inputs, the following ``nodes`` are its intermediate nodes, whose channel concatenation is the output. In cells of a ``reducing`` kind the
-    edges that leave an input have stride 2. ``edge_operations`` restricts single edges: it maps (kind, edge index) to the names
-    that edge may carry.
+    computed. ``edges`` lists (source, target) state pairs in the order of the mixture's edge axis; states ``0 .. inputs-1`` are
+    the cell's inputs, the following ``nodes`` are its intermediate nodes, whose channel concatenation is the output. In cells of
+    a ``reducing`` kind the edges that leave an input have stride 2. ``edge_operations`` restricts single edges: it maps (kind,
+    edge index) to the names that edge may carry. A table that contradicts itself is a :class:`ConfigurationError`.
     """
 
     name: str
@@ -43,6 +43,24 @@ class Space:
     odd: str = "pad"
     edge_operations: Mapping[tuple[str, int], tuple[str, ...]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        def require(holds: bool, problem: str) -> None:
+            if not holds:
+                raise ConfigurationError(f"space {self.name!r}: {problem}")
+
+        for label, items in (("operations", self.operations), ("edges", self.edges), ("kinds", self.kinds)):
+            require(0 < len(items) == len(set(items)), f"{label} must be given, each once: {list(items)}")
+        require(self.inputs == 2, f"a cell has 2 inputs, not {self.inputs}")
+        require(self.nodes >= 1, f"a cell has at least 1 node, not {self.nodes}")
+        for source, target in self.edges:
+            forward = 0 <= source < target and self.inputs <= target < self.states
+            require(forward, f"edge {source}->{target} does not lead from an earlier state to a node")
+        require(set(self.reducing) < set(self.kinds), f"reducing {list(self.reducing)} must leave out some of the kinds")
+        require(self.reduction_factor >= 1, f"reduction_factor must be at least 1, not {self.reduction_factor}")
+        for (kind, edge), names in self.edge_operations.items():
+            known = kind in self.kinds and 0 <= edge < len(self.edges) and set(names) <= set(self.operations)
+            require(known, f"edge_operations has {(kind, edge)}: {names}, which is not in the table")
+
     @property
     def states(self) -> int:
         """Inputs and intermediate nodes of a cell."""
@@ -52,33 +70,42 @@ class Space:
         """Stride of an edge in a cell of this kind."""
         return 2 if kind in self.reducing and self.edges[edge][0] < self.inputs else 1
 
+    def carries(self, kind: str, edge: int, operation: str) -> bool:
+        """Whether an edge of a kind of cell may carry an operation; "none" is never carried."""
+        return operation != "none" and operation in self.edge_operations.get((kind, edge), self.operations)
+
     def alive(self) -> list[list[list[bool]]]:
         """The full supernet as nested lists [kind][edge][operation]: which operations an edge may carry."""
         return [
-            [
-                [name != "none" and name in self.edge_operations.get((kind, e), self.operations) for name in self.operations]
-                for e in range(len(self.edges))
-            ]
-            for kind in self.kinds
+            [[self.carries(kind, e, name) for name in self.operations] for e in range(len(self.edges))] for kind in self.kinds
         ]
 
     def reductions(self, cells: int) -> tuple[int, ...]:
         """Indices of the reduction cells: one third and two thirds of the depth, never the first cell."""
+        if not self.reducing:
+            return ()
         return tuple(sorted({cells // 3, 2 * cells // 3} - {0}))
 
-    def layout(self, cells: int, channels: int, stem_channels: int | None = None) -> tuple[CellPlan, ...]:
-        """The macro network: every cell with its channels, counted from the stem (``channels`` wide unless told)."""
+    def layout(
+        self, cells: int, channels: int, stem_channels: int | None = None, concatenated: Mapping[str, int] | None = None
+    ) -> tuple[CellPlan, ...]:
+        """The macro network: every cell with its channels, counted from the stem (``channels`` wide unless told).
+
+        ``concatenated`` says how many states make the output of each kind of cell, by default all nodes.
+        """
         if cells < 1 or channels < 1:
             raise ConfigurationError(f"cells and channels must be positive, got cells={cells}, channels={channels}")
         before = last = stem_channels or channels
         reductions = self.reductions(cells)
+        normal = next(kind for kind in self.kinds if kind not in self.reducing)
+        states = dict.fromkeys(self.kinds, self.nodes) if concatenated is None else concatenated
         plans, width, after_reduction = [], channels, False
         for index in range(cells):
             reduces = index in reductions
             width *= self.reduction_factor if reduces else 1
-            kind = self.kinds[-1] if reduces else self.kinds[0]
+            kind = self.reducing[0] if reduces else normal
             plans.append(CellPlan(kind, width, (before, last), reduces, after_reduction))
-            before, last, after_reduction = last, width * self.nodes, reduces
+            before, last, after_reduction = last, width * states[kind], reduces
         return tuple(plans)
 
     def genotype(self, alive: list[list[list[bool]]]) -> Genotype:
@@ -102,14 +129,18 @@ class Space:
             raise ConfigurationError(f"genotype: cells {[k for k, _ in genotype.cells]}, expected {list(self.kinds)}")
         for kind, cell in genotype.cells:
             for connection in cell.connections:
-                if (connection.source, connection.target) not in self.edges:
-                    raise ConfigurationError(
-                        f"genotype: {kind} cell has no edge {connection.source}->{connection.target} in {self.name!r}"
-                    )
-                if connection.operation not in self.operations or connection.operation == "none":
-                    raise ConfigurationError(f"genotype: operation {connection.operation!r} is not in the space {self.name!r}")
+                self._check_connection(kind, connection)
             if any(not self.inputs <= state < self.states for state in cell.concat):
                 raise ConfigurationError(f"genotype: concat {list(cell.concat)} names states that are not intermediate nodes")
+
+    def _check_connection(self, kind: str, connection: Connection) -> None:
+        source, target, name = connection
+        if (source, target) not in self.edges:
+            raise ConfigurationError(f"genotype: {kind} cell has no edge {source}->{target} in {self.name!r}")
+        if name not in self.operations or name == "none":
+            raise ConfigurationError(f"genotype: operation {name!r} is not in the space {self.name!r}")
+        if not self.carries(kind, self.edges.index((source, target)), name):
+            raise ConfigurationError(f"genotype: edge {source}->{target} of the {kind} cell cannot carry {name!r}")
 
 
 def dense_edges(nodes: int, inputs: int = 2) -> tuple[tuple[int, int], ...]:

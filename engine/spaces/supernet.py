@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from engine.spaces.cells import Cell, Lane
-from engine.spaces.mixture import Mixture
-from engine.spaces.norms import norm_factory
-from engine.spaces.operations import gated_relu
+from engine.spaces.cells import Lane, Term
+from engine.spaces.macro import MacroNetwork
+from engine.spaces.mixture import Mixture, full
 from engine.spaces.space import Space
 
 
-class Supernet(nn.Module):
+class Supernet(MacroNetwork):
     """All operations of a space on all edges (reference note, section 1).
 
     Args:
@@ -36,57 +35,67 @@ class Supernet(nn.Module):
         norm: str = "groupnorm16",
         stem: bool = True,
     ) -> None:
-        super().__init__()
-        self.space = space
-        make_norm = norm_factory(norm)
-        self.stem = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False) if stem else None
-        self.stem_norm = make_norm(channels) if stem else None
-        plans = space.layout(cells, channels, stem_channels=channels if stem else channels_in)
-        everything = space.alive()
-        concat = range(space.inputs, space.states)
-        self.cells = nn.ModuleList(
-            Cell(space, plan, [_names(space, row) for row in everything[space.kinds.index(plan.kind)]], concat, make_norm)
-            for plan in plans
+        everything = zip(space.kinds, space.alive(), strict=True)
+        super().__init__(
+            space,
+            {kind: [_names(space, row) for row in rows] for kind, rows in everything},
+            dict.fromkeys(space.kinds, range(space.inputs, space.states)),
+            cells=cells,
+            channels=channels,
+            outputs=outputs,
+            channels_in=channels_in,
+            norm=norm,
+            stem=stem,
+            tail=True,
         )
-        self.features = plans[-1].channels * space.nodes
-        self.tail_norm = make_norm(self.features)
-        self.classifier = nn.Linear(self.features, outputs)
+        self.features = self.classifier.in_features
+        none = torch.tensor([name == "none" for name in space.operations], device="cpu")
+        self._absent = ~(full(space) | none)
 
     def forward(self, x: Tensor, mixture: Mixture) -> Tensor:
         """(B, C_in, H, W) and a mixture of G architectures with G dividing B -> logits (B, outputs)."""
         groups = mixture.groups
-        if x.shape[0] % groups:
-            raise ValueError(f"x: a batch of {x.shape[0]} cannot be divided among the {groups} architectures of the mixture")
-        lanes = {kind: make_lane(mixture, index, x.shape[0]) for index, kind in enumerate(self.space.kinds)}
-        if self.stem is not None and self.stem_norm is not None:
-            x = self.stem_norm(self.stem(x), groups)
-        s0 = s1 = x
-        for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, lanes[cell.plan.kind])
-        tail = gated_relu(self.tail_norm(s1, groups))
-        return self.classifier(tail.mean((2, 3)))
+        self._check(x, mixture)
+        lanes = {kind: make_lane(mixture, self.space, index, x.shape[0]) for index, kind in enumerate(self.space.kinds)}
+        return self.classifier(self.pooled(x, lanes, groups))
+
+    def _check(self, x: Tensor, mixture: Mixture) -> None:
+        if x.shape[0] % mixture.groups:
+            raise ValueError(f"x: a batch of {x.shape[0]} cannot be divided among {mixture.groups} architectures")
+        if mixture.alive.shape[-3:] != self._absent.shape:
+            shapes = tuple(mixture.alive.shape[-3:]), tuple(self._absent.shape)
+            raise ValueError(f"mixture: (kinds, edges, operations) is {shapes[0]}, the space {self.space.name!r} has {shapes[1]}")
+        if bool((mixture.alive & self._absent).any()):
+            raise ValueError(f"mixture: an operation is alive on an edge that does not carry it in the space {self.space.name!r}")
 
 
 def _names(space: Space, row: list[bool]) -> list[str]:
     return [name for name, lives in zip(space.operations, row, strict=True) if lives]
 
 
-def make_lane(mixture: Mixture, kind: int, batch: int) -> Lane:
-    """Cut one cell kind's weights out of a mixture, each as a scalar or as (B, 1, 1, 1) for batched architectures."""
-    weights, host, edges = mixture.weights, mixture.alive, mixture.edges
-    if edges is not None:
-        weights = weights * edges.unsqueeze(-1)
+def make_lane(mixture: Mixture, space: Space, kind: int, batch: int) -> Lane:
+    """Cut one cell kind's weights out of a mixture, each as a scalar or as (B, 1, 1, 1) for batched architectures.
+
+    "none" is never computed: where it is alive it takes its share of the weight and adds nothing.
+    """
+    weights, host = mixture.weights, mixture.alive
+    if mixture.edges is not None:
+        weights = weights * mixture.edges.unsqueeze(-1)
     if weights.dim() == 4:
-        weights = weights[:, kind].repeat_interleave(batch // mixture.groups, 0)[:, :, :, None, None, None].movedim(0, 2)
-        host = host[:, kind]
+        rows = weights[:, kind].repeat_interleave(batch // mixture.groups, 0)
+        weights, host = rows.movedim(0, 2)[..., None, None, None], host[:, kind]
     else:
         weights, host = weights[kind], host[kind].unsqueeze(0)
     some, every = host.any(0).tolist(), host.all(0).tolist()
-    rows = range(len(some))
-    columns = range(len(some[0]))
-    weight = [[weights[e, o] if some[e][o] else None for o in columns] for e in rows]
-    alive = [[host[:, e, o] if some[e][o] and not every[e][o] else None for o in columns] for e in rows]
-    return Lane(weight, alive, mixture.groups)
+    edges = [
+        {
+            name: Term(weights[e, o], None if every[e][o] else host[:, e, o])
+            for o, name in enumerate(space.operations)
+            if some[e][o] and name != "none"
+        }
+        for e in range(len(space.edges))
+    ]
+    return Lane(edges, mixture.groups)
 
 
 def initialise(model: nn.Module, generator: torch.Generator, *, kaiming: bool = True) -> None:
@@ -94,14 +103,15 @@ def initialise(model: nn.Module, generator: torch.Generator, *, kaiming: bool = 
 
     Convolutions are Kaiming-normal (fan-in, ReLU gain), as the paper says (section 5); linear heads keep PyTorch's
     U(+-1/sqrt(fan-in)), as the published head does. ``kaiming=False`` gives convolutions that uniform draw too: what the
-    published code does in effect (reference note, section 8.1). Biases become zero; norms are untouched. Drawn on the CPU in
-    float32 in module order, so every device and precision sees the same weights.
+    published code does in effect (reference note, section 8.1). Biases become zero. All other parameters, norms among them,
+    are untouched: an operation of your own must not draw such parameters at random. Drawn on the CPU in float32 in module order,
+    so every device and precision sees the same weights.
     """
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
             weight = module.weight
             fan_in = weight[0].numel()
-            if kaiming and isinstance(module, nn.Conv2d):
+            if kaiming and not isinstance(module, nn.Linear):
                 draw = torch.randn(weight.shape, generator=generator) * (2.0 / fan_in) ** 0.5
             else:
                 draw = (torch.rand(weight.shape, generator=generator) * 2 - 1) * fan_in**-0.5
