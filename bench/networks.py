@@ -30,10 +30,9 @@ def space_of(network: str) -> Space:
 
 def supernet(space: Space, *, cells: int, channels: int, memory_format: str) -> Supernet:
     """A GroupNorm scoring network with Kaiming weights."""
-    model = Supernet(space, cells=cells, channels=channels, outputs=OUTPUTS)
+    model: Any = Supernet(space, cells=cells, channels=channels, outputs=OUTPUTS)
     initialise(model, stream(0, "weights"))
-    untyped: Any = model  # torch's stubs know no `to(memory_format=...)`
-    return untyped.to(memory_format=MEMORY_FORMATS[memory_format])
+    return model.to(memory_format=MEMORY_FORMATS[memory_format])  # a call that torch's stubs do not know, hence Any
 
 
 def everything(space: Space) -> Mixture:

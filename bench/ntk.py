@@ -6,12 +6,13 @@ The baseline is one training step on the same batch. Peers that keep all per-sam
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
 from bench.measure import Case, measure, single_calls
 from bench.networks import everything, images, space_of, supernet
-from bench.peers import HAS_OPACUS, opacus_gradients, opacus_module, sample_loop, training_step, vmap_gradients
+from bench.peers import HAS_OPACUS, OPACUS_FORMATS, opacus_gradients, opacus_module, sample_loop, training_step, vmap_gradients
 from bench.registry import Settings
 from bench.rows import Row
 from bench.timing import Call
@@ -42,7 +43,7 @@ def cases(settings: Settings) -> Iterator[Case]:
                 samples=samples,
                 warm_samples=2,
                 methods=single_calls((BASELINE, *OWN, *peers)),
-                baseline=BASELINE,
+                baselines=(BASELINE,),
             )
 
 
@@ -59,6 +60,6 @@ def calls(network: str, cells: int, channels: int, size: int, memory_format: str
         "vmap(grad)": partial(vmap_gradients, model, x, mixture),
         "loop over samples": partial(sample_loop, model, x, mixture),
     }
-    if HAS_OPACUS:
-        found["opacus"] = partial(opacus_gradients, opacus_module(model), x, mixture)
+    if HAS_OPACUS and memory_format in OPACUS_FORMATS:
+        found["opacus"] = partial(opacus_gradients, opacus_module(copy.deepcopy(model)), x, mixture)
     return found

@@ -6,7 +6,6 @@ selects, with the Gram matrix accumulated in float64 by the same function as the
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -20,6 +19,9 @@ from engine.kernels.gram import add_gram, one_blas_pool
 from engine.scoring.kernels import selects
 
 HAS_OPACUS = find_spec("opacus") is not None
+
+# Opacus 1.6 unfolds a channels-last input as if it were contiguous and gets wrong gradients, without an error.
+OPACUS_FORMATS = ("contiguous",)
 
 
 def training_step(model: nn.Module, x: Tensor, *rest: Any) -> None:
@@ -63,23 +65,27 @@ def sample_loop(model: nn.Module, x: Tensor, *rest: Any) -> Tensor:
 
 
 def opacus_module(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with opacus's hooks, which leave ``grad_sample`` on every parameter; needs opacus."""
+    """Wrap ``model`` in opacus's hooks, which leave ``grad_sample`` on every parameter; needs opacus."""
     from opacus import GradSampleModule
 
-    with warnings.catch_warnings():
-        # Opacus warns that its hooks are non-full ones whenever an input needs no gradient, which is so for images.
-        warnings.simplefilter("ignore")
-        return GradSampleModule(copy.deepcopy(model).train(), loss_reduction="sum")
-
-
-def kept_gradients(watched: nn.Module) -> list[Tensor]:
-    """The ``grad_sample`` that hooks left on the parameters that count; those of a removed operation have none."""
-    found = [getattr(p, "grad_sample", None) for p in counted(watched).values()]
-    return [gradient for gradient in found if gradient is not None]
+    return GradSampleModule(model.train(), loss_reduction="sum")
 
 
 def opacus_gradients(watched: nn.Module, x: Tensor, *rest: Any) -> Tensor:
     """Per-sample gradients of every parameter by opacus, all kept until the Gram matrix is taken."""
     watched.zero_grad()
-    watched(x, *rest).sum().backward()
-    return stored_gram(kept_gradients(watched))
+    return stored_gram(hooked_gradients(watched, x, *rest))
+
+
+def hooked_gradients(watched: nn.Module, x: Tensor, *rest: Any) -> list[Tensor]:
+    """Forward and backward; then the ``grad_sample`` that hooks left on the parameters that count.
+
+    Parameters of an operation that did not run have none.
+    """
+    y = watched(x, *rest).sum()
+    with warnings.catch_warnings():
+        # The hooks of layers that read the images fire without a gradient of their input, which torch warns about.
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        y.backward()
+    found = [getattr(p, "grad_sample", None) for p in counted(watched).values()]
+    return [gradient for gradient in found if gradient is not None]

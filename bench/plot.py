@@ -55,7 +55,7 @@ def _panel(axis: Any, title: str, panel: list[Row]) -> None:
     axis.invert_yaxis()
     axis.margins(x=0.35)
     axis.set_xlim(left=0)
-    axis.set_title(title, loc="left")
+    axis.set_title(title, loc="left", x=-0.2, fontsize=8.5)
     axis.spines[["top", "right"]].set_visible(False)
 
 

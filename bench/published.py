@@ -9,8 +9,7 @@ The networks are the engine's, so that shared pools and rectified states serve b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,34 +18,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.networks import supernet
-from bench.peers import HAS_OPACUS, kept_gradients, opacus_module
+from bench.peers import hooked_gradients
 from engine.methods.pruning import Candidate
 from engine.spaces.mixture import full, uniform, without
 from engine.spaces.norms import GroupNorm
 from engine.spaces.space import FEW_SHOT
 
 REG = 1e-3
-SOURCE = f"opacus {version('opacus')}" if HAS_OPACUS else "hooks as in opacus 0.14"
+Watch = Callable[[nn.Module], nn.Module]
 
 
 def score_pair(
-    candidate: Candidate, x: Tensor, *, cells: int, channels: int, tasks: int, memory_format: str
+    candidate: Candidate, x: Tensor, watch: Watch, *, cells: int, channels: int, tasks: int, memory_format: str
 ) -> tuple[float, float]:
-    """Condition numbers of the supernet's and the ablated network's MetaNTK (MAML, time = inf)."""
+    """Condition numbers of the supernet's and the ablated network's MetaNTK (MAML, time = inf).
+
+    ``watch`` hangs the hooks on a network that form its per-sample gradients: opacus's own, or :func:`hooked_module`.
+    """
     alive = full(FEW_SHOT)
     mixtures = (uniform(alive), uniform(without(alive, [candidate])[0]))
     networks = [affine_supernet(cells, channels, memory_format) for _ in mixtures]
     for target, source in zip(networks[1].parameters(), networks[0].parameters(), strict=True):
-        target.data.copy_(source.data)
-    grams = [gram(network, x, mixture) for network, mixture in zip(networks, mixtures, strict=True)]
+        target.data.copy_(source)
+    grams = [gram(watch(network), x, mixture) for network, mixture in zip(networks, mixtures, strict=True)]
     return condition(grams[0], tasks), condition(grams[1], tasks)
 
 
-def gram(model: nn.Module, x: Tensor, mixture: object) -> Tensor:
+def gram(watched: nn.Module, x: Tensor, mixture: object) -> Tensor:
     """Kernel (N, N) of the weights, accumulated in float32 as published, from stored gradients of all parameters."""
-    watched = opacus_module(model) if HAS_OPACUS else hooked_module(model)
-    watched(x, mixture).sum().backward()
-    rows = [gradient.flatten(1) for gradient in kept_gradients(watched)]
+    rows = [gradient.flatten(1) for gradient in hooked_gradients(watched, x, mixture)]
     return torch.stack([part @ part.T for part in rows]).sum(0)
 
 

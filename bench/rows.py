@@ -77,7 +77,8 @@ class Row:
         peak = "" if self.peak_bytes is None else f"  {self.peak_bytes / 1e6:7.1f} MB"
         peak += "" if self.peak_ratio is None else f" {self.peak_ratio:5.2f}x"
         name = f"{self.method} ({self.memory_format})"
-        return f"{self.benchmark} {setting}  {name:<44} {self.cpu_s.median * 1e3:10.2f} ms  {spread:<24}{peak}"
+        seconds = f"{self.cpu_s.median * 1e3:10.2f} ms"
+        return f"{self.benchmark} {setting}  {name:<44} {seconds}  {spread:<24}{peak}  {self.note}".rstrip()
 
 
 @cache
@@ -114,7 +115,23 @@ def _parsed(path: Path, number: int, line: str) -> Row:
     try:
         value = json.loads(line)
         for name in ("cpu_s", "wall_s", "ratio"):
-            value[name] = Quantiles(**{key: float(part) for key, part in value[name].items()})
-        return Row(**{**value, "configuration": dict(value["configuration"])})
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ConfigurationError(f"{path}: line {number} is not a benchmark row; remove it or measure again") from None
+            value[name] = Quantiles(**value[name])
+        row = Row(**value)
+        sound = _is_sound(row)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        sound = False
+    if not sound:
+        raise ConfigurationError(f"{path}: line {number} is not a benchmark row; remove it or measure again")
+    return row
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether what a drawing reads has the types it should have."""
+    texts = (row.benchmark, row.method, row.device)
+    numbers = [part for quantiles in (row.cpu_s, row.wall_s, row.ratio) for part in asdict(quantiles).values()]
+    numbers += [part for part in (row.peak_bytes, row.peak_ratio) if part is not None]
+    return (
+        all(isinstance(text, str) for text in texts)
+        and isinstance(row.configuration, dict)
+        and all(isinstance(part, int | float) and math.isfinite(part) for part in numbers)
+    )

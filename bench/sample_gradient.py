@@ -94,7 +94,7 @@ def cases(settings: Settings) -> Iterator[Case]:
             samples=samples,
             warm_samples=2,
             methods=single_calls((BASELINE, *formulations(layer.geometry))),
-            baseline=BASELINE,
+            baselines=(BASELINE,),
             notes={taken: "chosen"},
             memory=False,
         )

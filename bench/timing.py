@@ -41,20 +41,24 @@ def interleaved(calls: Mapping[Key, Call], rounds: int) -> dict[Key, Times]:
 
     A first round is discarded: it warms caches up and says how often a short call is repeated in a round.
     """
-    repeats = {key: _repeats(call) for key, call in calls.items()}
     times: dict[Key, Times] = {key: Times([], []) for key in calls}
-    for _ in range(rounds):
-        for key, call in calls.items():
-            cpu, wall = _timed(call, repeats[key])
-            times[key].cpu.append(cpu)
-            times[key].wall.append(wall)
+    gc.freeze()  # what exists already need not be searched for garbage before every call
+    try:
+        repeats = {key: _repeats(call) for key, call in calls.items()}
+        for _ in range(rounds):
+            for key, call in calls.items():
+                cpu, wall = _timed(call, repeats[key])
+                times[key].cpu.append(cpu)
+                times[key].wall.append(wall)
+    finally:
+        gc.unfreeze()
     return times
 
 
 def _repeats(call: Call) -> int:
-    seconds = _timed(call, 1)[0]
+    seconds = max(_timed(call, 1))
     if seconds < 1:  # the first call may have loaded libraries; a second one that short costs nothing
-        seconds = _timed(call, 1)[0]
+        seconds = max(_timed(call, 1))
     return min(MOST_REPEATS, max(1, math.ceil(SHORTEST_SECONDS / max(seconds, 1e-9))))
 
 

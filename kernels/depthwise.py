@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-class _DilatedDepthwise(torch.autograd.Function):
+class FrozenDepthwise(torch.autograd.Function):
+    """See :func:`frozen_depthwise`. Its backward takes and returns plain tensors, so that a graph can be walked through it."""
+
     @staticmethod
     def forward(x: Tensor, weight: Tensor, padding: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
         return F.conv2d(x, weight, None, 1, padding, dilation, weight.shape[0])
@@ -38,4 +40,4 @@ def frozen_depthwise(x: Tensor, weight: Tensor, padding: tuple[int, int], dilati
         weight: (C, 1, kh, kw), treated as a constant.
         padding, dilation: at most ``dilation * (kernel - 1)`` padding a side.
     """
-    return _DilatedDepthwise.apply(x, weight, padding, dilation)
+    return FrozenDepthwise.apply(x, weight, padding, dilation)

@@ -262,4 +262,3 @@ def test_a_file_may_not_import_code(tmp_path, line):
     path.write_text(line)
     with pytest.raises(ConfigurationError, match="may not import code"):
         resolve(*choose(["--config", str(path)]))
-

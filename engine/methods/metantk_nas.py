@@ -48,6 +48,7 @@ def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[
     options = with_width(options, space, data.images.shape[-1])
     rewrite_config(run, options)
     scorer = Scorer(options, space, data)
+    scorer.check()
     work = StepWork.restore(run.load(), pruning, space)
     total = sum(pruning.plan(space.alive())) * options.repeats
     with progress(total, "candidates", done=work.evaluated) as bar:
@@ -186,7 +187,9 @@ def outcome(options: PruningOptions, space: Space, scorer: Scorer, work: StepWor
     genotype = space.genotype([[list(edge) for edge in cell] for cell in work.state.alive])
     classes = len(scorer.data.classes("train"))
     channels_in, _, size = scorer.data.images.shape[1:]
-    cost = count(genotype, channels=options.channels, cells=options.cells, size=size, classes=classes, channels_in=channels_in, space=space)
+    cost = count(
+        genotype, channels=options.channels, cells=options.cells, size=size, classes=classes, channels_in=channels_in, space=space
+    )
     return {
         "genotype": genotype,
         "evaluations": work.evaluated,

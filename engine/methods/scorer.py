@@ -55,6 +55,13 @@ class Scorer:
         if isinstance(options, RegionOptions):
             self.regions = RegionScorer(space, seed=options.seed, kaiming=kaiming, device=options.device)
 
+    def check(self) -> None:
+        """Draw once what every repeat draws, so that data that cannot give it is refused before the work begins."""
+        if self.kernel is not None:
+            self._images((0, 0))
+        if self.regions is not None:
+            self._patches((0, 0))
+
     def records(self, state: State, step: int, batch: Batch, known: Scores | None) -> tuple[list[Record], int]:
         """Score one batch; returns its records and how many supernets were scored for them.
 

@@ -41,7 +41,9 @@ def choose(argv: Sequence[str]) -> tuple[Method, list[str]]:
     if not isinstance(written, str):
         raise ConfigurationError(f"{path}: method: expected text, got {written}")
     if ":" in written:
-        raise ConfigurationError(f"{path}: a file may not import code; give the method {written!r} as the first word of the command")
+        raise ConfigurationError(
+            f"{path}: a file may not import code; give the method {written!r} as the first word of the command"
+        )
     return find_method(written), list(argv)
 
 

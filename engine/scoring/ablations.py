@@ -138,4 +138,6 @@ def bytes_per_architecture(space: Space, *, cells: int, channels: int, size: int
 def forward_macs(space: Space, *, cells: int, channels: int, size: int) -> int:
     """Multiply-adds of one image through the full supernet."""
     everything = space.genotype(space.alive())
-    return count(everything, channels=channels, cells=cells, size=size, classes=2, norm="groupnorm16", tail=True, space=space).macs
+    return count(
+        everything, channels=channels, cells=cells, size=size, classes=2, norm="groupnorm16", tail=True, space=space
+    ).macs

@@ -61,6 +61,10 @@ class Use:
 
 Arrival = Callable[[Use, Tensor], None]
 
+# Calls whose other tensor arguments give a shape, dtype or device but no values.
+_VALUES_OF_FIRST = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
+_VALUES_OF_NONE = {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "full_like"}
+
 
 @dataclass
 class Capture(TorchFunctionMode):
@@ -70,12 +74,17 @@ class Capture(TorchFunctionMode):
         names: id of each tracked parameter's alias -> its name.
         batch: number of samples, which every watched layer must have along axis 0.
         arrive: called in the backward pass with each use and the gradient of its output.
+
+    After the forward pass ``count`` holds the uses of each parameter, ``watched`` the outputs in the autograd graph, as
+    node -> [(output number, uses)], and ``hooked`` whether the model hung hooks of its own on tensors.
     """
 
     names: Mapping[int, str]
     batch: int
     arrive: Arrival
     count: Counter[str] = field(default_factory=Counter)
+    watched: dict[Any, list[tuple[int, list[Use]]]] = field(default_factory=dict)
+    hooked: bool = False
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
     ignore: set[str] = field(default_factory=set)
     _read: dict[int, tuple[Tensor, Activation]] = field(default_factory=dict)
@@ -87,14 +96,23 @@ class Capture(TorchFunctionMode):
         from engine.scoring.layers import RULES
 
         kwargs = kwargs or {}
-        rule = RULES.get(func)
-        if rule is None or not torch.is_grad_enabled():
-            return func(*args, **kwargs)
-        return rule(self, func, *args, **kwargs)
+        rule = RULES.get(func) if torch.is_grad_enabled() else None
+        result = func(*args, **kwargs) if rule is None else rule(self, func, *args, **kwargs)
+        if isinstance(result, Tensor | tuple | list):
+            _mark(result, _follows_samples(func, args, kwargs))
+        self.hooked |= func is Tensor.register_hook
+        return result
 
     def name_of(self, tensor: Tensor | None) -> str | None:
         """The tracked parameter that this very tensor is, if any."""
         return None if tensor is None else self.names.get(id(tensor))
+
+    def has_samples(self, x: Tensor) -> bool:
+        """Whether axis 0 of a layer's input holds the samples: as many, and computed from them.
+
+        A table of positions may be as long as the batch by chance, but nothing in it comes from the samples.
+        """
+        return x.dim() > 0 and x.shape[0] == self.batch and follows_samples(x)
 
     def activation(self, x: Tensor) -> Activation:
         """The record of an input tensor, shared by all layers that read this very tensor in its present state."""
@@ -111,18 +129,58 @@ class Capture(TorchFunctionMode):
             # Nothing upstream needs a gradient. Adding a scalar zero makes y part of the graph without making it a leaf, which
             # would forbid the in-place activations that often follow.
             y = y + self.anchor.to(y.dtype).to(y.device)
+        elif y._is_view():
+            # An in-place operation on a view rewrites the graph behind it, past this hook; on this alias it comes after it.
+            y = torch.ops.aten._unsafe_view(y, y.shape)
         self.count.update(use.name for use in uses)
-        y.register_hook(partial(self._report, uses))
+        # On the node, not on the tensor: hooks that the model hangs on the tensor change the gradient before it gets here.
+        y.grad_fn.register_prehook(partial(self._report, y.output_nr, uses))
+        self.watched.setdefault(y.grad_fn, []).append((y.output_nr, uses))
         return y
 
-    def _report(self, uses: list[Use], gradient: Tensor) -> None:
+    def _report(self, number: int, uses: list[Use], gradients: tuple[Tensor | None, ...]) -> None:
+        gradient = gradients[number]
         for use in uses:
-            if use.name not in self.ignore:
+            if gradient is not None and use.name not in self.ignore:
                 self.arrive(use, gradient)
+
+    def bytes_held(self) -> int:
+        """Bytes of the layers' inputs that the forward pass kept, each counted once."""
+        return sum(x.numel() * x.element_size() for x, _ in self._read.values())
 
     def end_forward(self) -> None:
         """Let go of everything that only the forward pass needs; what the backward pass needs hangs on its hooks."""
         self._read.clear()
+
+
+def mark_samples(x: Tensor) -> Tensor:
+    """Declare that a tensor holds samples; whatever a watched forward pass computes from it is known to follow them."""
+    _mark(x, True)
+    return x
+
+
+def follows_samples(x: Tensor) -> bool:
+    """Whether a tensor was computed from the samples. One that appeared unseen (a custom autograd function's) counts if it has a history."""
+    marked = getattr(x, "_follows_samples", None)
+    return x.grad_fn is not None if marked is None else marked
+
+
+def _mark(result: Any, follows: bool) -> None:
+    for item in result if isinstance(result, tuple | list) else (result,):
+        if isinstance(item, Tensor):
+            item._follows_samples = follows  # type: ignore[attr-defined]
+
+
+def _follows_samples(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    if name in _VALUES_OF_NONE:
+        return False
+    sources = args[:1] if name in _VALUES_OF_FIRST else (*args, *kwargs.values())
+    return any(
+        isinstance(item, Tensor) and follows_samples(item)
+        for source in sources
+        for item in (source if isinstance(source, tuple | list) else (source,))
+    )
 
 
 def graph_leaves(output: Tensor) -> set[int]:

@@ -7,19 +7,18 @@ model, and the whole Jacobian never exists.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from engine.kernels.gram import add_gram, one_blas_pool
-from engine.scoring.capture import Capture, SamplesInteract, Use, graph_leaves
-from engine.scoring.layers import add_use, sample_rows
-from engine.scoring.plain import interacting_rows, sample_gradient_rows
+from engine.kernels.gram import one_blas_pool
+from engine.scoring.capture import SamplesInteract
+from engine.scoring.chunked import chunked_gram
+from engine.scoring.passes import by_definition, stream
+from engine.scoring.plain import untouched
+from engine.scoring.sinks import GramSink
 
 Inputs = Tensor | tuple[Any, ...]
 Select = Literal["weights", "all"] | Callable[[str, nn.Parameter], bool]
@@ -103,7 +102,9 @@ def selects(params: Select, model: nn.Module) -> Callable[[str, nn.Parameter], b
         if isinstance(m, _NORMS)
         for name, _ in m.named_parameters()
     }
-    return lambda name, parameter: name not in norms and "weight" in name.rpartition(".")[2]
+    return lambda name, parameter: (
+        name not in norms and ("weight" in name.rpartition(".")[2] or ".parametrizations.weight." in f".{name}")
+    )
 
 
 def gram(
@@ -125,11 +126,10 @@ def gram(
     sets = {name: key for name, p in model.named_parameters() if (key := assign(name, p)) is not None}
     if not sets:
         return {}
-    if chunk is not None and chunk < samples:
-        from engine.scoring.chunked import chunked_gram
-
-        return chunked_gram(model, inputs, sets, outputs, chunk, groups)
-    return _streamed(model, inputs, sets, outputs, groups)
+    with untouched(inputs) as copies, one_blas_pool():
+        if chunk is not None and chunk < samples and groups > 1:
+            return _group_by_group(model, copies, sets, outputs, chunk, groups)
+        return _kernels(model, copies, sets, outputs, chunk, groups)
 
 
 def _check(inputs: tuple[Any, ...], outputs: str, chunk: int | None, groups: int) -> int:
@@ -150,135 +150,31 @@ def _check(inputs: tuple[Any, ...], outputs: str, chunk: int | None, groups: int
     return samples
 
 
-@contextmanager
-def frozen_call(model: nn.Module, tracked: set[str]) -> Iterator[tuple[Callable[..., Tensor], dict[str, Tensor]]]:
-    """A function that runs the model on stand-ins for its parameters and buffers, and the stand-ins of ``tracked``.
-
-    The model itself is never touched: its parameters keep their flags and gradients, its buffers are copied. Compiled modules run eagerly,
-    because only eager calls can be watched.
-    """
-    aliases = {name: p.detach().requires_grad_(name in tracked) for name, p in model.named_parameters()}
-    state = {**aliases, **{name: b.clone() for name, b in model.named_buffers()}}
-
-    def call(*inputs: Any) -> Tensor:
-        return functional_call(model, state, inputs, tie_weights=True)
-
-    with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
-        yield call, {name: alias for name, alias in aliases.items() if name in tracked}
-
-
-class GramSink:
-    """Adds up each set's Gram matrix as the gradients of parameters arrive.
-
-    A parameter that is used once is streamed; the gradients of one that is used several times are added before the Gram matrix is taken.
-    """
-
-    def __init__(self, sets: Mapping[str, str], samples: int, groups: int, device: torch.device) -> None:
-        self.sets, self.samples, self.groups, self.device = sets, samples, groups, device
-        self.totals: dict[str, Tensor] = {}
-        self.pending: dict[str, Tensor] = {}
-        self.uses: Counter[str] = Counter()
-
-    def arrive(self, use: Use, gradient: Tensor) -> None:
-        """Take one use and the gradient of its output, (N, *output), in the backward pass."""
-        self.take(use, gradient.unsqueeze(1))
-
-    def take(self, use: Use, cotangents: Tensor) -> None:
-        """Take one use and its K cotangents, (N, K, *output)."""
-        name = use.name
-        if self.uses[name] == 1 and name not in self.pending:
-            add_use(self.total(name, cotangents.shape[1]), use, cotangents)
-        else:
-            rows = sample_rows(use, cotangents, dense=True)
-            self.pending[name] = rows + self.pending[name] if name in self.pending else rows
-            self.uses[name] -= 1
-            if self.uses[name] == 0:
-                self.add_rows(name, self.pending.pop(name))
-        if use.activation is not None:
-            use.activation.release()
-
-    def add_rows(self, name: str, rows: Tensor) -> None:
-        """Add the complete per-sample gradients (N, K, P) of one parameter."""
-        total = self.total(name, rows.shape[1])
-        add_gram(total, rows.reshape(*total.shape[:2], -1))
-
-    def total(self, name: str, count: int) -> Tensor:
-        """The running sum (G, n*K, n*K) of the set that a parameter counts in."""
-        side = self.samples // self.groups * count
-        fresh = torch.zeros(self.groups, side, side, dtype=torch.float64, device=self.device)
-        return self.totals.setdefault(self.sets[name], fresh)
-
-    def finish(self, outputs: Outputs, count: int) -> dict[str, Tensor]:
-        """The kernels. Uses whose output the result does not depend on never arrive; what did arrive of their parameter counts."""
-        for name in list(self.pending):
-            self.add_rows(name, self.pending.pop(name))
-        kernels = {}
-        for name, key in self.sets.items():
-            total = self.total(name, count)
-            per_group = self.samples // self.groups
-            if outputs == "all":
-                total = total.view(self.groups, per_group, count, per_group, count)
-            kernels[key] = total if self.groups > 1 else total[0]
-        return kernels
-
-
-def _streamed(
-    model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: Outputs, groups: int
+def _kernels(
+    model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: Outputs, chunk: int | None, groups: int
 ) -> dict[str, Tensor]:
-    samples, device = inputs[0].shape[0], next(model.parameters()).device
+    samples, device = len(inputs[0]), next(model.parameters()).device
+    if chunk is not None and chunk < samples:
+        return chunked_gram(model, inputs, sets, outputs, chunk, device)
     sink = GramSink(sets, samples, groups, device)
-    with frozen_call(model, set(sets)) as (call, aliases), one_blas_pool():
-        capture = Capture({id(alias): name for name, alias in aliases.items()}, samples, sink.arrive)
-        try:
-            with capture:
-                y = flat_outputs(call(*inputs), samples)
-        except SamplesInteract:
-            return _by_definition(call, aliases, inputs, sink, outputs)
-        capture.end_forward()
-        count = y.shape[1] if outputs == "all" else 1
-        unknown = _unknown(y, aliases)
-        if unknown and groups > 1:
+    try:
+        count = stream(model, inputs, set(sets), outputs, sink, groups=groups)
+    except SamplesInteract:
+        if groups > 1:
             raise ValueError(
-                f"groups: {sorted(unknown)[0]!r} is used in a way that only single samples can be asked about; score one group at a time"
-            )
-        capture.ignore = unknown
-        sink.uses = capture.count
-        backward(y, capture.anchor, outputs)
-        del y
-        for name, rows in sample_gradient_rows(model, sorted(unknown), inputs, outputs):
-            sink.add_rows(name, rows)
-        return sink.finish(outputs, count)
-
-
-def _by_definition(
-    call: Callable[..., Tensor], aliases: dict[str, Tensor], inputs: tuple[Any, ...], sink: GramSink, outputs: Outputs
-) -> dict[str, Tensor]:
-    if sink.groups > 1:
-        raise ValueError(
-            "groups: this model's samples interact (batch statistics), so groups in one batch would too; score one at a time"
-        )
-    y = flat_outputs(call(*inputs), sink.samples)
-    count = y.shape[1] if outputs == "all" else 1
-    for name, rows in interacting_rows(y if outputs == "all" else y.sum(1, keepdim=True), aliases):
-        sink.add_rows(name, rows)
+                "groups: this model's samples interact (batch statistics), so groups in one batch would too; score one at a time"
+            ) from None
+        count = by_definition(model, inputs, set(sets), outputs, sink)
     return sink.finish(outputs, count)
 
 
-def flat_outputs(y: Tensor, samples: int) -> Tensor:
-    """The model's output as (N, K)."""
-    if not isinstance(y, Tensor) or y.dim() == 0 or y.shape[0] != samples:
-        shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise ValueError(f"model: expected an output with {samples} samples along axis 0, got {shape}")
-    return y.reshape(samples, -1)
-
-
-def _unknown(y: Tensor, aliases: dict[str, Tensor]) -> set[str]:
-    """Parameters that autograd still sees: some use of theirs was not watched."""
-    leaves = graph_leaves(y)
-    return {name for name, alias in aliases.items() if id(alias) in leaves}
-
-
-def backward(y: Tensor, anchor: Tensor, outputs: Outputs) -> None:
-    """Send the cotangents of ``y`` (N, K) down to the anchor; the hooks on the way report what passes."""
-    if y.requires_grad:
-        torch.autograd.grad(y, anchor, torch.ones_like(y), allow_unused=True)
+def _group_by_group(
+    model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: Outputs, chunk: int, groups: int
+) -> dict[str, Tensor]:
+    if not all(isinstance(item, Tensor) for item in inputs):
+        raise ValueError(
+            "chunk: with groups every input must be a tensor, since only tensors can be divided; leave one of the two out"
+        )
+    parts = zip(*(item.chunk(groups) for item in inputs), strict=True)
+    found = [_kernels(model, part, sets, outputs, chunk, 1) for part in parts]
+    return {key: torch.stack([kernels[key] for kernels in found]) for key in found[0]}

@@ -26,8 +26,9 @@ def _tuple(value: int | tuple[int, ...] | list[int], length: int) -> tuple[int, 
     return tuple(value) * (length if len(value) == 1 else 1)
 
 
-def _detached(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.detach() for t in tensors]
+def _frozen(capture: Capture, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Tracked parameters without their history; a tensor that the model computed from parameters keeps its own."""
+    return [t if t is None or capture.name_of(t) is None else t.detach() for t in tensors]
 
 
 def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
@@ -47,16 +48,16 @@ def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
         names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
         options = {**dict(zip(names, rest, strict=False)), **options}
         weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
-        batched = input.dim() == dimensions + 2 and input.shape[0] == capture.batch
+        batched = input.dim() == dimensions + 2 and capture.has_samples(input)
         if (weight_name is None and bias_name is None) or not batched or isinstance(padding, str):
             return func(input, weight, bias, stride, padding, **options)
         dilation = _tuple(options.get("dilation", 1), dimensions)
         geometry = ConvGeometry(
             tuple(weight.shape), _tuple(stride, dimensions), _tuple(padding, dimensions), dilation, options.get("groups", 1)
         )
-        frozen, offset = _detached(weight, bias)
-        if not transposed and offset is None and _slow_backward(input, geometry):
-            y = frozen_depthwise(input, weight.detach(), geometry.padding, dilation)  # type: ignore[arg-type]
+        frozen, offset = _frozen(capture, weight, bias)
+        if not transposed and offset is None and not frozen.requires_grad and _slow_backward(input, geometry):
+            y = frozen_depthwise(input, frozen, geometry.padding, dilation)  # type: ignore[arg-type]
         else:
             y = func(input, frozen, offset, stride, padding, **options)
         uses = []
@@ -80,16 +81,17 @@ def _linear(capture: Capture, func: Any, input: Tensor, weight: Tensor, bias: Te
     weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
     if (weight_name is None and bias_name is None) or not _samples_first(capture, input):
         return func(input, weight, bias)
-    y = func(input, *_detached(weight, bias))
+    y = func(input, *_frozen(capture, weight, bias))
     uses = [] if weight_name is None else [Use(weight_name, "linear", capture.activation(input))]
     if bias_name is not None:
         uses.append(Use(bias_name, "trailing_offset", geometry=1))
     return capture.watch(y, uses)
 
 
-def _samples_first(capture: Capture, x: Tensor) -> bool:
-    """Axis 0 holds the samples beyond doubt: with a second axis as long (sequence-first models) nobody could tell."""
-    return x.dim() >= 2 and x.shape[0] == capture.batch and (x.dim() == 2 or x.shape[1] != capture.batch or capture.batch == 1)
+def _samples_first(capture: Capture, x: Tensor, features: int = 1) -> bool:
+    """Axis 0 holds the samples beyond doubt: with another axis as long (sequence-first models) nobody could tell."""
+    others = x.shape[1 : x.dim() - features]
+    return x.dim() > features and capture.has_samples(x) and (capture.batch == 1 or capture.batch not in others)
 
 
 def _embedding(
@@ -104,7 +106,7 @@ def _embedding(
         or rest[:1] not in ((), (None,))
     ):
         return func(input, weight, padding_idx, *rest, **options)
-    if input.shape[:1] != (capture.batch,) or (input.dim() > 1 and input.shape[1] == capture.batch > 1):
+    if not _samples_first(capture, input, 0):
         return func(input, weight, padding_idx, *rest, **options)
     y = func(input, weight.detach(), padding_idx, *rest, **options)
     padding = None if padding_idx is None else padding_idx % weight.shape[0]
@@ -122,7 +124,7 @@ def _affine(
 ) -> Tensor:
     """A norm with scale and offset: normalise first, so that the scale's gradient has its factor. ``trailing`` 0: along axis 1."""
     weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
-    first = x.shape[0] == capture.batch if trailing == 0 else _samples_first(capture, x)
+    first = capture.has_samples(x) if trailing == 0 else _samples_first(capture, x, trailing)
     if (weight_name is None and bias_name is None) or not first:
         return plain()
     scaled = normalise()
@@ -130,12 +132,13 @@ def _affine(
     uses = []
     shape = (-1,) + (1,) * (x.dim() - 2) if trailing == 0 else weight.shape if weight is not None else bias.shape
     y = scaled
-    if weight is not None:
-        y = y * weight.detach().view(shape)
+    scale, offset = _frozen(capture, weight, bias)
+    if scale is not None:
+        y = y * scale.view(shape)
         if weight_name is not None:
             uses.append(Use(weight_name, f"{kind}_scale", capture.activation(scaled), trailing))
-    if bias is not None:
-        y = y + bias.detach().view(shape)
+    if offset is not None:
+        y = y + offset.view(shape)
         if bias_name is not None:
             uses.append(Use(bias_name, f"{kind}_offset", geometry=trailing))
     return capture.watch(y, uses)
@@ -169,6 +172,18 @@ def _layer_norm(
     )
 
 
+def _rms_norm(capture: Capture, func: Any, input: Tensor, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Tensor:
+    return _affine(
+        capture,
+        lambda: func(input, normalized_shape, None, eps),
+        lambda: func(input, normalized_shape, weight, eps),
+        input,
+        weight,
+        None,
+        len(tuple(normalized_shape)),
+    )
+
+
 def _batch_norm(
     capture: Capture,
     func: Any,
@@ -195,6 +210,14 @@ def _batch_norm(
     )
 
 
+def _raw_batch_norm(
+    capture: Capture, func: Any, input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, training: bool, *rest: Any
+) -> Tensor:
+    if training:
+        raise SamplesInteract
+    return func(input, weight, bias, mean, var, training, *rest)
+
+
 RULES: dict[Any, Callable[..., Tensor]] = {
     torch.conv1d: _conv(1, False),
     torch.conv2d: _conv(2, False),
@@ -206,73 +229,102 @@ RULES: dict[Any, Callable[..., Tensor]] = {
     F.embedding: _embedding,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
     F.batch_norm: _batch_norm,
+    torch.batch_norm: _raw_batch_norm,
 }
 
 
-def add_use(total: Tensor, use: Use, cotangents: Tensor) -> None:
-    """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K."""
-    factors = _contraction(use, cotangents, total.shape[0])
-    if factors is not None:
-        left, right = (f.reshape(*total.shape[:2], *f.shape[-2:]) for f in factors)
+def add_use(total: Tensor, use: Use, gradients: list[Tensor]) -> None:
+    """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K.
+
+    ``gradients`` are K gradients of the use's output, each (N, *output).
+    """
+    if _contracts(use, gradients[0].shape, len(gradients), total.shape[0]):
+        left, right = (f.reshape(*total.shape[:2], *f.shape[-2:]) for f in _factors(use, gradients))
         add_contracted_gram(total, left, right)
     else:
-        add_gram(total, sample_rows(use, cotangents, dense=False).reshape(*total.shape[:2], -1))
+        add_gram(total, sample_rows(use, gradients, dense=False).reshape(*total.shape[:2], -1))
 
 
-def _contraction(use: Use, cotangents: Tensor, groups: int) -> tuple[Tensor, Tensor] | None:
-    """Factors (N, K, Q, O) and (N, K, Q, I) of the outer products where contracting them is cheaper than forming the gradients."""
-    geometry = use.geometry
-    samples, count = cotangents.shape[:2]
-    if use.activation is None:
-        return None
+def _contracts(use: Use, shape: torch.Size, count: int, groups: int) -> bool:
+    """Whether contracting the factors of the gradients is cheaper than forming the gradients."""
     if use.kind == "linear":
-        x = use.activation.read()
-        outputs, inputs, positions = cotangents.shape[-1], x.shape[-1], math.prod(cotangents.shape[2:-1])
-    elif use.kind == "conv" and geometry.groups == 1 and len(geometry.kernel) == 2:
-        outputs, inputs, positions = geometry.weight_shape[0], math.prod(geometry.weight_shape[1:]), math.prod(cotangents.shape[3:])
+        assert use.activation is not None
+        outputs, inputs, positions = shape[-1], use.activation.read().shape[-1], math.prod(shape[1:-1])
+    elif use.kind == "conv" and use.geometry.groups == 1 and len(use.geometry.kernel) == 2:
+        outputs, inputs, positions = shape[1], math.prod(use.geometry.weight_shape[1:]), math.prod(shape[2:])
     else:
-        return None
-    rows = samples // groups * count
+        return False
+    rows = shape[0] // groups * count
     formed = groups * rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
     contracted = groups * FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs)
-    if contracted > formed:
-        return None
+    return contracted <= formed
+
+
+def _factors(use: Use, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Factors (N, K, Q, O) and (N, K, Q, I) whose outer products, summed over Q positions, are the gradients."""
+    assert use.activation is not None
+    x, count = use.activation.read(), len(gradients)
+    cotangents = torch.stack(gradients, 1)
     if use.kind == "linear":
-        right, left = x.reshape(samples, positions, inputs), cotangents.reshape(samples, count, positions, outputs)
+        left, right = (
+            cotangents.flatten(2, -2) if cotangents.dim() > 3 else cotangents.unsqueeze(2),
+            x.reshape(len(x), -1, x.shape[-1]),
+        )
     else:
-        right, left = unfold(use.activation.read(), geometry), cotangents.flatten(3).mT
+        left, right = cotangents.flatten(3).mT, unfold(x, use.geometry)
     return left, right.unsqueeze(1).expand(-1, count, -1, -1)
 
 
-def sample_rows(use: Use, cotangents: Tensor, *, dense: bool) -> Tensor:
-    """Per-sample gradients of one use, (N, K, P).
+def sample_rows(use: Use, gradients: list[Tensor], *, dense: bool) -> Tensor:
+    """Per-sample gradients of one use, (N, K, P), from K gradients of its output, each (N, *output).
 
     ``dense`` asks for the parameter's own layout, so that several uses can be added; otherwise an embedding returns only the rows
     that were looked up, and convolutions may order their weights as suits them.
     """
+    if use.kind == "conv":
+        return _convolution_rows(use, gradients, dense)
+    cotangents = gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(gradients, 1)
     samples, count = cotangents.shape[:2]
     if use.kind == "channel_offset":
         return cotangents.flatten(3).sum(3) if cotangents.dim() > 3 else cotangents
     if use.kind == "trailing_offset":
-        return cotangents.reshape(samples, count, -1, math.prod(cotangents.shape[-use.geometry :])).sum(2)
+        return _trailing(cotangents, use.geometry)
     assert use.activation is not None
-    if use.kind == "conv":
-        planar = choose(cotangents.shape, use.geometry) != "matrix"
-        return conv_sample_gradient(use.activation.read(planar=planar), cotangents, use.geometry, ordered=dense)
     x = use.activation.read()
     if use.kind == "conv_transpose":
         return _transposed_rows(x, cotangents, use.geometry)
     if use.kind == "linear":
+        positions = math.prod(x.shape[1:-1])
         return linear_sample_gradient(
-            x.reshape(samples, -1, x.shape[-1]), cotangents.reshape(samples, count, -1, cotangents.shape[-1])
+            x.reshape(samples, positions, x.shape[-1]), cotangents.reshape(samples, count, positions, cotangents.shape[-1])
         )
     if use.kind == "embedding":
         return _embedding_rows(x, cotangents, use.geometry, dense)
     product = cotangents * x.unsqueeze(1)
     if use.kind == "channel_scale":
         return product.flatten(3).sum(3) if product.dim() > 3 else product
-    return product.reshape(samples, count, -1, math.prod(product.shape[-use.geometry :])).sum(2)
+    return _trailing(product, use.geometry)
+
+
+def _trailing(values: Tensor, trailing: int) -> Tensor:
+    """(N, K, ..., *last) -> (N, K, P), summed over what lies before the ``trailing`` last axes."""
+    size = math.prod(values.shape[-trailing:])
+    return values.reshape(*values.shape[:2], math.prod(values.shape[2:-trailing]), size).sum(2)
+
+
+def _convolution_rows(use: Use, gradients: list[Tensor], dense: bool) -> Tensor:
+    assert use.activation is not None
+    samples, *shape = gradients[0].shape
+    formulation = choose(torch.Size((samples, len(gradients), *shape)), use.geometry)
+    x = use.activation.read(planar=formulation != "matrix")
+    if len(gradients) > 1 and formulation == "matrix" and not use.geometry.pointwise:
+        # Unfolding the input once is worth a copy of the gradients; otherwise the copy costs as much as a product.
+        stacked = torch.stack([g.movedim(1, -1) for g in gradients], -2).movedim((-2, -1), (1, 2))
+        return conv_sample_gradient(x, stacked, use.geometry, ordered=dense)
+    rows = [conv_sample_gradient(x, g.unsqueeze(1), use.geometry, ordered=dense) for g in gradients]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
 def _transposed_rows(x: Tensor, cotangents: Tensor, geometry: ConvGeometry) -> Tensor:

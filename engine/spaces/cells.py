@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from engine.errors import ConfigurationError
 from engine.spaces.norms import Norm, is_stateless
 from engine.spaces.operations import Chain, FactorizedReduce, gated_relu, operation
 from engine.spaces.space import CellPlan, Space
@@ -100,13 +101,23 @@ class Cell(nn.Module):
                 x = rectified
             key = self._shared_key(e, name)
             if key not in self.shared:
-                y = self.edges[e].get_submodule(name)(x, lane.groups, term.alive)
+                y = cast(nn.ModuleDict, self.edges[e])[name](x, lane.groups, term.alive)
             else:
                 if key not in done:
                     done[key] = self.shared[key](x, lane.groups)
                 y = done[key]
+            self._check(e, name, state, y)
             target = self.space.edges[e][1]
             states[target] = _accumulate(states[target], y, term.weight)
+
+    def _check(self, edge: int, name: str, state: Tensor, y: Tensor) -> None:
+        """A wrong shape would be broadcast into the node unseen."""
+        stride = self.space.stride(self.plan.kind, edge)
+        expected = (*state.shape[:2], *(-(-n // stride) for n in state.shape[2:]))
+        if y.shape != expected:
+            raise ConfigurationError(
+                f"operation {name!r}: made {tuple(y.shape)} of {tuple(state.shape)} at stride {stride}, expected {expected}"
+            )
 
     def _readers(self, source: int, lane: Lane) -> Iterator[tuple[int, str, Term]]:
         """Every operation that reads a state, as (edge, name, term)."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from engine.errors import ConfigurationError
@@ -87,7 +86,7 @@ class Genotype:
         try:
             cells = tuple((str(kind), _cell(cell)) for kind, cell in value["cells"].items())
             if not isinstance(value["space"], str):
-                raise ConfigurationError(f"genotype: space is a name, not {shortened(value['space'])}")
+                raise ConfigurationError(f"genotype: space is a name, not {value['space']!r:.80}")
             return cls(value["space"], cells)
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"genotype: malformed or missing field ({error})") from None
@@ -120,9 +119,7 @@ def _cell(value: Mapping[str, Any]) -> CellGenotype:
     for item in value["connections"]:
         source, target, operation = item["source"], item["target"], item["operation"]
         if not (_is_state(source) and _is_state(target) and isinstance(operation, str)):
-            raise ConfigurationError(
-                f"genotype: a connection is {{source: int, target: int, operation: str}}, not {shortened(item)}"
-            )
+            raise ConfigurationError(f"genotype: a connection is {{source: int, target: int, operation: str}}, not {item!r:.80}")
         connections.append(Connection(source, target, operation))
     concat = value["concat"]
     if not isinstance(concat, list) or not all(_is_state(state) for state in concat):

