@@ -25,8 +25,8 @@ class SetInfo(NamedTuple):
     """What is known about a named set before any file is read.
 
     ``folders`` are tried below the data root before the root itself. ``size`` is the resolution of its images, at which
-    image files are decoded when none is asked for. ``statistics`` are the published channel means and standard deviations in units
-    of the full range; None means that they are computed from the training images.
+    image files are decoded when none is asked for. ``statistics`` are the published channel means and standard deviations in
+    units of the full range; None means that they are computed from the training images.
     """
 
     description: str

@@ -4,11 +4,11 @@
 the MetaNTK by the NTK of a plain batch, ``metantk-only`` and ``linear-regions`` keep one of the two scores. The method follows
 from the class of its options.
 
-Paired (default): the candidates of a step are compared with the supernet on common weights, common images and a common head, drawn by
-(step, repeat), and the supernet is scored once a repeat. ``faithful`` draws as the published code does: weights
-once a step in PyTorch's default initialisation, images anew for every candidate and repeat, different heads for
-supernet and candidate, thin networks anew for every candidate (reference note, sections 3 to 6 and 8); a score that is not ``ok`` ranks last in
-both modes, where the published code would let a negative condition number win.
+Paired (default): the candidates of a step are compared with the supernet on common weights, common images and a common head,
+drawn by (step, repeat), and the supernet is scored once a repeat. ``faithful`` draws as the published code does: weights once a
+step in PyTorch's default initialisation, images anew for every candidate and repeat, different heads for supernet and
+candidate, thin networks anew for every candidate (reference note, sections 3 to 6 and 8); a score that is not ``ok`` ranks last
+in both modes, where the published code would let a negative condition number win.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from engine.spaces.space import Space, get_space
 if TYPE_CHECKING:
     from engine.runs.run import Run
 
-# What one CPU thread does of a scored batch, forward and backward, for the estimate of --dry-run (measured: 7e9 at 8x8, 12e9 at 28x28).
+# What one CPU thread does of a scored batch, forward and backward, for the estimate of --dry-run (measured: 7e9 at 8x8, 12e9 at
+# 28x28).
 MACS_PER_SECOND = 8e9
 # What Python and torch take before any network exists.
 BASE_BYTES = 400e6
@@ -81,10 +82,8 @@ def plan(options: PruningOptions) -> list[tuple[str, str]]:
     options = with_width(options, space, size)
     rows = [
         ("candidates", f"{sum(steps)} in {len(steps) - 1} rounds and the edge stage: {', '.join(map(str, steps))}"),
-        (
-            "evaluations",
-            f"{sum(steps) * options.repeats} candidates and {len(steps) * options.repeats} or more supernets, {options.repeats} repeats",
-        ),
+        ("evaluations", f"{sum(steps) * options.repeats} candidates, {len(steps) * options.repeats} or more supernets"),
+        ("repeats", str(options.repeats)),
         ("width", f"{options.width} candidates a forward pass"),
     ]
     if isinstance(options, EpisodeOptions | BatchOptions):
@@ -166,8 +165,17 @@ def round_line(space: Space, work: StepWork, decision: Decision, candidates: int
         }
         for candidate, agreement in zip(decision.pruned, decision.agreement, strict=True)
     ]
-    head = {"event": "round", "round": work.step, "stage": decision.stage, "candidates": candidates}
-    return {**head, **watch.read(), "pruned": pruned}
+    seconds, cpu_seconds, phases = watch.read()
+    return {
+        "event": "round",
+        "round": work.step,
+        "stage": decision.stage,
+        "candidates": candidates,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "phases": phases,
+        "pruned": pruned,
+    }
 
 
 def named(space: Space, candidate: Candidate) -> dict[str, Any]:

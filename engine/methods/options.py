@@ -120,7 +120,7 @@ class PruningOptions(CellOptions):
     width: int | None = None
     """Candidates per forward; none computes it from --memory. Written down and reused."""
     memory: str = "500MB"
-    """Memory for one forward and backward, such as 500MB or 4GB; decides the width. More is slower on a CPU, whose caches it leaves."""
+    """Memory for one forward and backward, such as 500MB or 4GB; decides the width. More seldom helps a CPU's caches."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and gradients; kernels are always accumulated in float64."""
 

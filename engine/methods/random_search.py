@@ -34,12 +34,12 @@ def search(options: CellOptions, run: Run, stop: Any, progress: Any) -> dict[str
         channels_in=channels_in,
         space=space,
     )
-    reading = watch.read()
+    seconds, cpu_seconds, _ = watch.read()
     return {
         "genotype": genotype,
         "evaluations": 0,
-        "seconds": reading["seconds"],
-        "cpu_seconds": reading["cpu_seconds"],
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "parameters": cost.parameters,
         "flops": cost.flops,
     }
@@ -53,8 +53,8 @@ def plan(options: CellOptions) -> list[tuple[str, str]]:
 def draw(space: Space, seed: int, final_edges: int) -> list[list[list[bool]]]:
     """A random discrete cell of each kind, as nested lists [kind][edge][operation].
 
-    Every edge draws a strength for each operation it may carry and keeps the strongest; every node keeps its ``final_edges`` strongest
-    edges. This is the published draw (normal architecture parameters, argmax, top edges), uniform over operations.
+    Every edge draws a strength for each operation it may carry and keeps the strongest; every node keeps its ``final_edges``
+    strongest edges. This is the published draw (normal architecture parameters, argmax, top edges), uniform over operations.
     """
     alive = torch.tensor(space.alive())
     generator = stream(seed, "random-cell")

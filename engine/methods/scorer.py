@@ -27,8 +27,8 @@ SPLIT = "train"
 class Scorer:
     """Scores batches of ablations and the supernet beside them.
 
-    ``width`` is halved when the machine runs out of memory; ``evaluations`` counts supernets scored. Images are drawn by the address of a
-    step and repeat (faithful: of a candidate too), so it does not matter how candidates were cut into batches.
+    ``width`` is halved when the machine runs out of memory. Images are drawn by the address of a step and repeat (faithful: of a
+    candidate too), so it does not matter how candidates were cut into batches.
     """
 
     def __init__(self, options: PruningOptions, space: Space, data: ImageSet) -> None:

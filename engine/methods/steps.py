@@ -64,9 +64,9 @@ class StepWork:
 
     def clock(self, watch: Stopwatch) -> None:
         """Add the time of a finished or interrupted step."""
-        reading = watch.read()
-        self.seconds += float(reading["seconds"])
-        self.cpu_seconds += float(reading["cpu_seconds"])
+        seconds, cpu_seconds, _ = watch.read()
+        self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`restore` reads them back."""

@@ -24,10 +24,7 @@ class Stopwatch:
         finally:
             self.phases[name] += time.perf_counter() - started
 
-    def read(self) -> dict[str, object]:
-        """Return ``seconds``, ``cpu_seconds`` and ``phases``, rounded to milliseconds."""
-        return {
-            "seconds": round(time.perf_counter() - self._wall, 3),
-            "cpu_seconds": round(time.process_time() - self._cpu, 3),
-            "phases": {name: round(seconds, 3) for name, seconds in self.phases.items()},
-        }
+    def read(self) -> tuple[float, float, dict[str, float]]:
+        """Return wall seconds, CPU seconds and the wall seconds of each phase, rounded to milliseconds."""
+        phases = {name: round(seconds, 3) for name, seconds in self.phases.items()}
+        return round(time.perf_counter() - self._wall, 3), round(time.process_time() - self._cpu, 3), phases

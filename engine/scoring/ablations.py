@@ -1,7 +1,7 @@
 """Scoring many architectures of one supernet at once: the ablations of a pruning round.
 
-All architectures share the supernet's weights and differ only in their mixtures, so G of them run as one batch of G*N samples, each group
-of N with its own mixture; kernels are block-diagonal and never compare groups.
+All architectures share the supernet's weights and differ only in their mixtures, so G of them run as one batch of G*N samples,
+each group of N with its own mixture; kernels are block-diagonal and never compare groups.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class KernelScorer:
     ) -> None:
         self.seed, self.condition, self.kaiming = seed, condition, kaiming
         model = Supernet(space, cells=cells, channels=channels, outputs=outputs, channels_in=channels_in)
-        self.model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+        self.model = model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._drawn: tuple[Address, Address] | None = None
 
     def draw(self, weights: Address, head: Address) -> None:
@@ -92,7 +92,7 @@ class KernelScorer:
 
 
 def _part(name: str, parameter: nn.Parameter) -> str | None:
-    """The published score counts weights of convolutions and of the head; norms have none in the supernet, biases do not count."""
+    """The published score counts the weights of convolutions and of the head, no bias; the supernet's norms have none."""
     if name == "classifier.weight":
         return "head"
     return None if name == "classifier.bias" else "body"
@@ -125,7 +125,8 @@ class RegionScorer:
 def bytes_per_architecture(space: Space, *, cells: int, channels: int, size: int, samples: int, itemsize: int) -> int:
     """Memory that one architecture of a scored batch takes, by formula, so that a width can be chosen before anything runs.
 
-    Every live operation of every edge keeps about :data:`TENSORS_PER_OPERATION` tensors of its cell's state size for the backward pass.
+    Every live operation of every edge keeps about :data:`TENSORS_PER_OPERATION` tensors of its cell's state size for the
+    backward pass.
     """
     live = {kind: sum(sum(row) for row in rows) for kind, rows in zip(space.kinds, space.alive(), strict=True)}
     elements, side = 0, size

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from engine.kernels.depthwise import frozen_depthwise
 from engine.kernels.gram import add_contracted_gram, add_gram
+from engine.kernels.group_norm import frozen_group_norm
 from engine.kernels.sample_gradient import ConvGeometry, choose, conv_sample_gradient, linear_sample_gradient, unfold
 from engine.scoring.capture import Capture, SamplesInteract, Use
 
@@ -57,7 +58,7 @@ def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
         )
         frozen, offset = _frozen(capture, weight, bias)
         if not transposed and offset is None and not frozen.requires_grad and _slow_backward(input, geometry):
-            y = frozen_depthwise(input, frozen, geometry.padding, dilation)  # type: ignore[arg-type]
+            y = frozen_depthwise(input, frozen, geometry.stride, geometry.padding, dilation)  # type: ignore[arg-type]
         else:
             y = func(input, frozen, offset, stride, padding, **options)
         uses = []
@@ -73,7 +74,7 @@ def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
 def _slow_backward(x: Tensor, geometry: ConvGeometry) -> bool:
     """Whether the library's input gradient takes its slow path and ours is exact (see :mod:`engine.kernels.depthwise`)."""
     reach = all(p <= d * (k - 1) for p, d, k in zip(geometry.padding, geometry.dilation, geometry.kernel, strict=True))
-    dilated = geometry.depthwise and len(geometry.kernel) == 2 and max(geometry.dilation) > 1 and max(geometry.stride) == 1
+    dilated = geometry.depthwise and len(geometry.kernel) == 2 and max(geometry.dilation) > 1
     return x.device.type == "cpu" and dilated and reach
 
 
@@ -147,9 +148,11 @@ def _affine(
 def _group_norm(
     capture: Capture, func: Any, input: Tensor, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
+    if weight is None and bias is None:
+        return frozen_group_norm(input, num_groups, eps)
     return _affine(
         capture,
-        lambda: func(input, num_groups, None, None, eps),
+        lambda: frozen_group_norm(input, num_groups, eps),
         lambda: func(input, num_groups, weight, bias, eps),
         input,
         weight,

@@ -118,7 +118,7 @@ def interacting_rows(y: Tensor, leaves: dict[str, Tensor]) -> Rows:
     """One backward pass a sample and output through the whole batch: yields (name, (N, K, P)). ``y`` is (N, K)."""
     gradients = [_gradients(value, leaves) for value in y.reshape(-1)]
     for name, leaf in leaves.items():
-        rows = [g.pop(name) for g in gradients]
+        rows = [g.pop(name).detach() for g in gradients]
         yield name, torch.stack(rows).reshape(*y.shape, leaf.numel()) if rows else leaf.new_zeros(*y.shape, leaf.numel())
 
 

@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from engine.kernels.depthwise import FrozenDepthwise
+from engine.kernels.group_norm import FrozenGroupNorm
 from engine.scoring.capture import Capture, Use
+
+# Autograd functions written in Python whose backward may be called directly.
+_OWN = (FrozenDepthwise, FrozenGroupNorm)
 
 Take = Callable[[Use, list[Tensor]], None]
 Gradients = list[Tensor | None]
@@ -23,7 +27,7 @@ Gradients = list[Tensor | None]
 
 def walkable(root: Any) -> bool:
     """Whether every step of a graph can be called from outside: not so for autograd functions written in Python, except our own."""
-    return all(_is_native(node) or getattr(node, "_forward_cls", None) is FrozenDepthwise for node in _nodes(root))
+    return all(_is_native(node) or getattr(node, "_forward_cls", None) in _OWN for node in _nodes(root))
 
 
 def walk(root: Any, seeds: list[Tensor], capture: Capture, take: Take) -> None:

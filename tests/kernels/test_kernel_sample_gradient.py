@@ -159,15 +159,21 @@ def test_linear_gradients_are_sums_of_outer_products(samples: int, positions: in
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.tuples(st.integers(1, 3), st.integers(1, 3)), st.integers(1, 3), st.integers(0, 4), st.booleans())
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.integers(1, 3),
+    st.integers(0, 4),
+    st.booleans(),
+)
 def test_frozen_depthwise_has_the_librarys_value_and_input_gradient(
-    kernel: tuple[int, int], dilation: int, padding: int, channels_last: bool
+    kernel: tuple[int, int], stride: tuple[int, int], dilation: int, padding: int, channels_last: bool
 ) -> None:
     pads = tuple(min(padding, dilation * (k - 1)) for k in kernel)
     x = noise(2, 3, 9, 8)
     x = (x.contiguous(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
     weight = noise(3, 1, *kernel, address=1)
-    y, wanted = frozen_depthwise(x, weight, pads, (dilation, dilation)), F.conv2d(x, weight, None, 1, pads, dilation, 3)  # type: ignore[arg-type]
+    y, wanted = frozen_depthwise(x, weight, stride, pads, (dilation, dilation)), F.conv2d(x, weight, None, stride, pads, dilation, 3)  # type: ignore[arg-type]
     close(y, wanted)
     cotangent = noise(*y.shape, address=2)
     close(*(torch.autograd.grad(value, x, cotangent)[0] for value in (y, wanted)))
