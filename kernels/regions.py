@@ -86,7 +86,7 @@ def fold_signs_reference(state: Tensor, x: Tensor, salt: int, gate: Tensor | Non
     words = (words << torch.arange(WORD, device=x.device)).sum(2)
     place = torch.arange(1, words.shape[1] + 1, device=x.device)
     lanes = [
-        _mix(lane + _signed(neurons * GOLDEN) + _mix(words ^ _mix(_signed(seed) + place * _signed(GOLDEN))).sum(1))
+        _mix(lane + signed(neurons * GOLDEN) + _mix(words ^ _mix(signed(seed) + place * signed(GOLDEN))).sum(1))
         for lane, seed in zip(state.reshape(len(state), lane_count(state)).unbind(1), seeds(salt), strict=False)
     ]
     folded = torch.stack(lanes, 1).reshape(state.shape)
@@ -117,11 +117,12 @@ def _mix_int(z: int) -> int:
 def _mix(z: Tensor) -> Tensor:
     # int64 products wrap as unsigned ones do; its right shift copies the sign, so the copies are masked away.
     for shift, factor in MIX:
-        z = (z ^ ((z >> shift) & ((1 << (WORD - shift)) - 1))) * _signed(factor)
+        z = (z ^ ((z >> shift) & ((1 << (WORD - shift)) - 1))) * signed(factor)
     return z
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
+    """The int64 with the bits of ``value`` mod 2^64."""
     value %= 1 << WORD
     return value - (1 << WORD) if value >> (WORD - 1) else value
 

@@ -157,7 +157,10 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     ):
         return torch.bmm(left, right)
     multiply = torch.ops.mkldnn._linear_pointwise
-    return torch.stack([multiply(a, b.mT, None, "none", [], "") for a, b in zip(left, right, strict=True)])
+    products = left.new_empty(len(left), left.shape[1], right.shape[2])
+    for product, a, b in zip(products, left, right, strict=True):
+        product.copy_(multiply(a, b.mT, None, "none", [], ""))
+    return products
 
 
 def _correlate(x: Tensor, cotangent: Tensor, geometry: ConvGeometry) -> Tensor:

@@ -14,8 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# 2048 neurons a tile: 16 a thread, so that eight 2-byte or four 4-byte ones make one 16-byte load.
-TILE_WORDS = 32
+from engine.kernels.regions import GOLDEN, lane_count, signed
+
+# 2048 neurons a tile: 16 a thread, so that eight 2-byte or four 4-byte ones make one 16-byte load. Half of that where neurons are wide or
+# scattered: compiled for sm_80 and sm_90, those would take over 200 registers, or spill.
+TILE_WORDS, SMALL_TILE_WORDS = 32, 16
 WARPS = 4
 # Programs that fill a large GPU several times over; only launch counts depend on it, never bits.
 TARGET_PROGRAMS = 1024
@@ -29,17 +32,17 @@ def _mix(z):
 
 
 @triton.jit
-def _mixed_sum(words, first, seed, place, valid):
+def _mixed_sum(words, seed, place, total):
     key = _mix(seed.to(tl.uint64) + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
-    return tl.sum(tl.where(valid[None, :], _mix(words ^ key[None, :]), first), 1)
+    return tl.sum(tl.where((place < total)[None, :], _mix(words ^ key[None, :]), 0), 1)
 
 
 @triton.jit
-def _finished(state, digest, neurons):
-    return _mix(state.to(tl.uint64) + digest + neurons.to(tl.uint64) * 0x9E3779B97F4A7C15).to(tl.int64)
+def _finished(state, digest, length):
+    return _mix(state.to(tl.uint64) + digest + length.to(tl.uint64)).to(tl.int64)
 
 
-@triton.jit(do_not_specialize=["seed0", "seed1", "per_group", "words_per_split"])
+@triton.jit(do_not_specialize=["length", "seed0", "seed1", "per_group", "words_per_split"])
 def fold_signs_kernel(
     x_ptr,
     gate_ptr,
@@ -52,6 +55,7 @@ def fold_signs_kernel(
     stride_outer,
     stride_inner,
     threshold,
+    length,
     seed0,
     seed1,
     per_group,
@@ -72,7 +76,6 @@ def fold_signs_kernel(
         alive = real & (tl.load(gate_ptr + sample // per_group, mask=real, other=0) != 0)
     digest0 = tl.zeros([BLOCK_B], tl.uint64)
     digest1 = tl.zeros([BLOCK_B], tl.uint64)
-    zero = tl.zeros([BLOCK_B, BLOCK_W], tl.uint64)
     bit = tl.arange(0, 32)
     half = tl.arange(0, 2).to(tl.uint64) * 32
     total = (neurons + 63) // 64
@@ -91,41 +94,40 @@ def fold_signs_kernel(
         signs = tl.sum(((x > threshold) & live).to(tl.uint32) << bit.to(tl.uint32)[None, None, :], 2)
         words = tl.sum(tl.reshape(signs, [BLOCK_B, BLOCK_W, 2]).to(tl.uint64) << half[None, None, :], 2)
         place = start + tl.arange(0, BLOCK_W)
-        digest0 += _mixed_sum(words, zero, seed0, place, place < total)
+        digest0 += _mixed_sum(words, seed0, place, total)
         if LANES == 2:
-            digest1 += _mixed_sum(words, zero, seed1, place, place < total)
+            digest1 += _mixed_sum(words, seed1, place, total)
     for lane in tl.static_range(LANES):
         digest = digest0 if lane == 0 else digest1
         if FINISH:
             old = tl.load(state_ptr + sample * LANES + lane, mask=real, other=0)
-            tl.store(out_ptr + sample * LANES + lane, tl.where(alive, _finished(old, digest, neurons), old), mask=real)
+            tl.store(out_ptr + sample * LANES + lane, tl.where(alive, _finished(old, digest, length), old), mask=real)
         else:
             tl.store(out_ptr + (split.to(tl.int64) * samples + sample) * LANES + lane, digest.to(tl.int64), mask=real)
 
 
-@triton.jit(do_not_specialize=["splits", "per_group"])
+@triton.jit(do_not_specialize=["size", "length", "splits", "per_group"])
 def finish_kernel(
     partial_ptr,
     gate_ptr,
     state_ptr,
     out_ptr,
-    samples,
-    neurons,
+    size,
+    length,
     splits,
     per_group,
     LANES: tl.constexpr,
     GATED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add the splits' sums (splits, samples, LANES), one element of the state a thread."""
+    """Add the splits' sums (splits, size) and finish the ``size`` = samples * LANES elements of the state, one a thread."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    size = samples.to(tl.int64) * LANES
     real = i < size
     digest = tl.zeros([BLOCK], tl.uint64)
     for split in range(0, splits):
-        digest += tl.load(partial_ptr + split * size + i, mask=real, other=0).to(tl.uint64)
+        digest += tl.load(partial_ptr + split * size.to(tl.int64) + i, mask=real, other=0).to(tl.uint64)
     old = tl.load(state_ptr + i, mask=real, other=0)
-    new = _finished(old, digest, neurons)
+    new = _finished(old, digest, length)
     if GATED:
         new = tl.where(tl.load(gate_ptr + i // LANES // per_group, mask=real, other=0) != 0, new, old)
     tl.store(out_ptr + i, new, mask=real)
@@ -141,11 +143,12 @@ class Tiling:
     words_per_split: int
 
 
-def choose_tiling(samples: int, neurons: int) -> Tiling:
+def choose_tiling(samples: int, neurons: int, plain: bool, itemsize: int) -> Tiling:
     """Many samples a program where they are short; several programs a sample where samples are few and long."""
+    tile = TILE_WORDS if plain and itemsize <= 4 else SMALL_TILE_WORDS
     words = max(1, triton.cdiv(neurons, 64))
-    block_w = min(TILE_WORDS, triton.next_power_of_2(words))
-    block_b = TILE_WORDS // block_w
+    block_w = min(tile, triton.next_power_of_2(words))
+    block_b = tile // block_w
     programs = triton.cdiv(max(1, samples), block_b)
     tiles = triton.cdiv(words, block_w)
     per_split = block_w * triton.cdiv(tiles, min(tiles, triton.cdiv(TARGET_PROGRAMS, programs)))
@@ -173,7 +176,7 @@ def launch_fold_signs(
 ) -> Tensor:
     """Run the kernels on checked arguments; copies ``x`` only where more than two strides describe a sample."""
     state = state.contiguous()
-    samples, neurons = len(x), x[:1].numel()
+    samples = len(x)
     if not samples:
         return torch.empty_like(state)
     neurons = x[0].numel()
@@ -182,10 +185,13 @@ def launch_fold_signs(
     layout = collapse(x)
     if layout is None:
         x, layout = x.contiguous(), (neurons, 0, 1)
-    cut = tiling or choose_tiling(samples, neurons)
-    lanes = 1 if state.ndim == 1 else 2
+    inner, outer, step = layout
+    plain = inner == neurons and step == 1
+    cut = tiling or choose_tiling(samples, neurons, plain, x.element_size())
+    lanes = lane_count(state)
     shared = {"LANES": lanes, "GATED": gate is not None}
     mask = state if gate is None else gate.contiguous().view(torch.uint8)
+    length = signed(neurons * GOLDEN)
     per_group = samples if gate is None else samples // len(gate)
     out = torch.empty_like(state)
     target = out if cut.splits == 1 else state.new_empty(cut.splits, samples, lanes)
@@ -198,13 +204,17 @@ def launch_fold_signs(
             target,
             samples,
             neurons,
-            *(layout[0], x.stride(0), layout[1], layout[2]),
+            inner,
+            x.stride(0),
+            outer,
+            step,
             threshold,
-            *(seed - (seed >> 63 << 64) for seed in seeds),
+            length,
+            *(signed(seed) for seed in seeds),
             per_group,
             cut.words_per_split,
             **shared,
-            PLAIN=layout == (neurons, 0, 1) or layout[1:] == (layout[0], 1),
+            PLAIN=plain,
             FINISH=cut.splits == 1,
             BLOCK_B=cut.block_b,
             BLOCK_W=cut.block_w,
@@ -213,6 +223,6 @@ def launch_fold_signs(
         if cut.splits > 1:
             block = 128
             finish_kernel[(triton.cdiv(samples * lanes, block),)](
-                target, mask, state, out, samples, neurons, cut.splits, per_group, **shared, BLOCK=block, num_warps=WARPS
+                target, mask, state, out, state.numel(), length, cut.splits, per_group, **shared, BLOCK=block, num_warps=WARPS
             )
     return out

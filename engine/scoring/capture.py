@@ -148,6 +148,10 @@ class Capture(TorchFunctionMode):
         """Bytes of the layers' inputs that the forward pass kept, each counted once."""
         return sum(x.numel() * x.element_size() for x, _ in self._read.values())
 
+    def forget(self) -> None:
+        """Let go of the graph. Its nodes hold hooks that hold this object, a circle through C++ that no garbage collector sees."""
+        self.watched.clear()
+
     def end_forward(self) -> None:
         """Let go of everything that only the forward pass needs; what the backward pass needs hangs on its hooks."""
         self._read.clear()

@@ -66,6 +66,8 @@ def stream(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: 
         count, unknown = run_on(model, aliases, body)
     except _Hooked:
         count, unknown = _outputs(model, inputs, outputs), names
+    finally:
+        capture.forget()
     if len(inputs[0]):
         for name, rows in sample_gradient_rows(model, sorted(unknown), inputs, outputs):
             sink.add_rows(name, rows)
@@ -96,6 +98,8 @@ def profile(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs:
         y = run_on(model, aliases, lambda: _watched_forward(model, inputs, capture))
     except _Hooked:
         return Profile(rest, _outputs(model, inputs, outputs), 0)
+    finally:
+        capture.forget()
     used = list(capture.count)
     order = used + [name for name in rest if name not in capture.count]
     return Profile(order, y.shape[1] if outputs == "all" else 1, capture.bytes_held())

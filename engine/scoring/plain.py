@@ -39,8 +39,9 @@ def run_on(model: nn.Module, parameters: Mapping[str, Tensor], body: Callable[[]
     state = {
         f"{prefix}.{name}": stands[id(tensor)]
         for prefix, module in inside.named_modules()
-        for places in (module.named_parameters, module.named_buffers)
-        for name, tensor in places(recurse=False, remove_duplicate=False)
+        for places in (module._parameters, module._buffers)
+        for name, tensor in places.items()
+        if tensor is not None
     }
     return functional_call(inside, state, (), tie_weights=False)
 
