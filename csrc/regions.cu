@@ -33,16 +33,16 @@ __device__ u64 packed_word(const T* __restrict__ row, int neurons, int first, in
   const int lane = threadIdx.x % 32;
   u64 mine = 0;
   for (int start = 0; start < count; start += AHEAD) {
-    bool low[AHEAD], high[AHEAD];
+    float low[AHEAD], high[AHEAD];  // values, not signs: a thread has only seven predicate registers to wait in
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
       const int i = (first + start + k) * 64 + lane;
-      low[k] = i < neurons && widened(row[i]) > threshold;
-      high[k] = i + 32 < neurons && widened(row[i + 32]) > threshold;
+      low[k] = i < neurons ? widened(row[i]) : threshold;
+      high[k] = i + 32 < neurons ? widened(row[i + 32]) : threshold;
     }
 #pragma unroll
     for (int k = 0; k < AHEAD; ++k) {
-      const u64 word = static_cast<u64>(__ballot_sync(~0u, high[k])) << 32 | __ballot_sync(~0u, low[k]);
+      const u64 word = static_cast<u64>(__ballot_sync(~0u, high[k] > threshold)) << 32 | __ballot_sync(~0u, low[k] > threshold);
       if (lane == start + k) mine = word;
     }
   }

@@ -32,9 +32,9 @@ def _mix(z):
 
 
 @triton.jit
-def _mixed_sum(words, seed, place, total):
+def _mixed(words, seed, place, total):
     key = _mix(seed.to(tl.uint64) + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15)
-    return tl.sum(tl.where((place < total)[None, :], _mix(words ^ key[None, :]), 0), 1)
+    return tl.where((place < total)[None, :], _mix(words ^ key[None, :]), 0)
 
 
 @triton.jit
@@ -74,8 +74,8 @@ def fold_signs_kernel(
     alive = real
     if GATED:
         alive = real & (tl.load(gate_ptr + sample // per_group, mask=real, other=0) != 0)
-    digest0 = tl.zeros([BLOCK_B], tl.uint64)
-    digest1 = tl.zeros([BLOCK_B], tl.uint64)
+    digest0 = tl.zeros([BLOCK_B, BLOCK_W], tl.uint64)  # summed over the words only once, after the loop: that sum crosses warps
+    digest1 = tl.zeros([BLOCK_B, BLOCK_W], tl.uint64)
     bit = tl.arange(0, 32)
     half = tl.arange(0, 2).to(tl.uint64) * 32
     total = (neurons + 63) // 64
@@ -94,11 +94,11 @@ def fold_signs_kernel(
         signs = tl.sum(((x > threshold) & live).to(tl.uint32) << bit.to(tl.uint32)[None, None, :], 2)
         words = tl.sum(tl.reshape(signs, [BLOCK_B, BLOCK_W, 2]).to(tl.uint64) << half[None, None, :], 2)
         place = start + tl.arange(0, BLOCK_W)
-        digest0 += _mixed_sum(words, seed0, place, total)
+        digest0 += _mixed(words, seed0, place, total)
         if LANES == 2:
-            digest1 += _mixed_sum(words, seed1, place, total)
+            digest1 += _mixed(words, seed1, place, total)
     for lane in tl.static_range(LANES):
-        digest = digest0 if lane == 0 else digest1
+        digest = tl.sum(digest0 if lane == 0 else digest1, 1)
         if FINISH:
             old = tl.load(state_ptr + sample * LANES + lane, mask=real, other=0)
             tl.store(out_ptr + sample * LANES + lane, tl.where(alive, _finished(old, digest, length), old), mask=real)

@@ -151,6 +151,7 @@ class Capture(TorchFunctionMode):
     def forget(self) -> None:
         """Let go of the graph. Its nodes hold hooks that hold this object, a circle through C++ that no garbage collector sees."""
         self.watched.clear()
+        self._read.clear()
 
     def end_forward(self) -> None:
         """Let go of everything that only the forward pass needs; what the backward pass needs hangs on its hooks."""
