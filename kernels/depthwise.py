@@ -1,8 +1,8 @@
 """Depthwise convolution whose input gradient is another depthwise convolution.
 
-The CPU library's own backward of a dilated depthwise convolution falls to a slow path (one thread, 30x16x32x32: 0.9 ms against 0.1 ms
-at stride 1, 8.5 ms against 0.3 ms at stride 2), although the gradient is the same operator of stride 1 with the kernel turned
-round, on the cotangent with zeros between its positions.
+The CPU library's own backward of a dilated depthwise convolution falls to a slow path (one thread, 30x16x32x32: 0.9 ms against
+0.1 ms at stride 1, 8.5 ms against 0.3 ms at stride 2), although the gradient is the same operator of stride 1 with the kernel
+turned round, on the cotangent with zeros between its positions.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def _controller() -> ThreadpoolController:
 def one_blas_pool() -> AbstractContextManager[object]:
     """Give numpy's BLAS as many threads as torch has, within a ``with`` block.
 
-    Numpy brings a BLAS of its own, which would otherwise take every core whatever torch was told, and two pools on one machine spin
-    against each other (seen: 18 ms instead of 0.1 ms a product). Enter it once around many :func:`add_gram`.
+    Numpy brings a BLAS of its own, which would otherwise take every core whatever torch was told, and two pools on one machine
+    spin against each other (seen: 18 ms instead of 0.1 ms a product). Enter it once around many :func:`add_gram`.
     """
     return _controller().limit(limits=torch.get_num_threads(), user_api="blas")
 
@@ -45,8 +45,8 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
         total: (G, R, R) float64, the running sum.
         rows: (G, R, P) of any floating dtype; G groups that are not compared with each other.
 
-    Costs G*R*(R+1)/2*P float64 multiply-adds on the CPU (numpy recognises ``A @ A.T`` and calls BLAS syrk, which measures 1.6 times faster
-    than a general product at R = 30) and no memory beyond one block of columns.
+    Costs G*R*(R+1)/2*P float64 multiply-adds on the CPU (numpy recognises ``A @ A.T`` and calls BLAS syrk, which measures 1.6
+    times faster than a general product at R = 30) and no memory beyond one block of columns.
     """
     _check(total, rows)
     groups, count, width = rows.shape

@@ -1,7 +1,7 @@
 """Group normalisation without scale and offset whose input gradient is fast with channels innermost.
 
-The CPU library's own backward handles channels-last tensors poorly (one thread, 30x16x32x32 in 16 groups: 0.9 ms, against 0.13 ms with
-channels outermost, which the convolutions around it do not want). Two reductions and one combination of the tensors take 0.25 ms.
+The CPU library's own backward handles channels-last tensors poorly (one thread, 30x16x32x32 in 16 groups: 0.9 ms, against 0.13 ms
+with channels outermost, which the convolutions around it do not want). Two reductions and one combination take 0.25 ms.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class FrozenGroupNorm(torch.autograd.Function):
         x, mean, scale = ctx.saved_tensors
         share = x.shape[1] // mean.shape[1]
         values, cotangents = _positions(x), _positions(gradients[0])
-        # With y = scale * (x - mean): dx = scale * (dy - mean(dy) - y * mean(dy * y)), means over a group's positions and channels.
+        # With y = scale * (x - mean): dx = scale * (dy - mean(dy) - y * mean(dy * y)), means over a group's positions and
+        # channels.
         total = cotangents.sum(1).unflatten(1, (-1, share)).mean(2) / values.shape[1]
         product = (cotangents * values).sum(1).unflatten(1, (-1, share)).mean(2) / values.shape[1]
         slope = (total * mean - product) * scale**3

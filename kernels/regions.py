@@ -1,19 +1,20 @@
 """Region hashing: the signs of all activations of a sample, folded into 64 or 128 bits while the activations exist.
 
-A network's activation pattern is a sequence of bit strings, one an activation. Folding one of them, of n bits with the name ``salt``,
-into lane j of a sample's state h is, in arithmetic mod 2^64,
+A network's activation pattern is a sequence of bit strings, one an activation. Folding one of them, of n bits with the name
+``salt``, into lane j of a sample's state h is, in arithmetic mod 2^64,
 
     h  <-  mix(h + n g + sum_k mix(w_k ^ mix(s_j + (k + 1) g))),    s_j = mix((2 salt + j + 1) g)
 
-where bit i of word w_k is the sign of neuron 64 k + i (neurons in the order of the contiguous tensor, whatever the memory format; the last
-word is filled with zeros), g is the golden ratio 2^64 / 1.618... and mix the bijection
+where bit i of word w_k is the sign of neuron 64 k + i (neurons in the order of the contiguous tensor, whatever the memory format;
+the last word is filled with zeros), g is the golden ratio 2^64 / 1.618... and mix the bijection
 
     mix(z): z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31
 
-(splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, with Stafford's constants). Each word meets a key of
-its own, so a word's place counts; the sum takes any order, so every split over programs gives the same bits; the outer mix makes the order of
-activations count. Two patterns that differ in the bits of one word only never collide in that fold; others do with odds near 2^-64 a pair and
-lane. The keys are public, so patterns made to collide are possible: this is for counting, not for authentication.
+(splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, with Stafford's constants). Each word
+meets a key of its own, so a word's place counts; the sum takes any order, so every split over programs gives the same bits; the
+outer mix makes the order of activations count. Two patterns that differ in the bits of one word only never collide in that fold;
+others do with odds near 2^-64 a pair and lane. The keys are public, so patterns made to collide are possible: this is for counting,
+not for authentication.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ def fold_signs(state: Tensor, x: Tensor, salt: int, gate: Tensor | None = None, 
 
     Args:
         state: int64 (B,) for 64-bit or (B, 2) for 128-bit hashes; zeros before the first fold. Lane 0 of two is the 64-bit hash.
-        x: activations (B, ...) of float32, bfloat16, float16 or float64, in any memory format; B samples of n = prod(...) neurons.
+        x: activations (B, ...) of float32, bfloat16, float16 or float64, in any memory format; n = prod(...) neurons a sample.
         salt: names the activation, 0 <= salt < 2^62: another salt, another hash.
-        gate: bool (G,), G dividing B: group g is samples g B/G to (g+1) B/G - 1. The state of a group whose flag is False stays as it
-            is: its operation has weight zero, so its activation does not exist. None folds all.
+        gate: bool (G,), G dividing B: group g is samples g B/G to (g+1) B/G - 1. The state of a group whose flag is False stays
+            as it is: its operation has weight zero, so its activation does not exist. None folds all.
         threshold: a neuron's bit is x > threshold, so NaN counts as False; rounded to float32 and to the dtype of x.
 
     Returns:
         The new state, of the shape of ``state`` (which is left alone). The same bits on every device and path. No gradients.
 
-    Reads x once: B n elements. On a GPU one launch, two where few samples are split over several programs; the gate is read on the
-    device (no synchronisation) and gated samples are not read. On a GPU without Triton the reference runs. On the CPU the signs are packed by numpy.
+    Reads x once: B n elements. On a GPU one launch, two where few samples are split over several programs; the gate is read on
+    the device (no synchronisation), and what it leaves out is not read. On a GPU without Triton the reference runs. On the CPU
+    numpy packs the signs: B n / 64 words are mixed, the rest is one comparison and one packing.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, rank, shape or device, or a salt out of range.
@@ -66,7 +68,9 @@ def count_distinct(state: Tensor, groups: int) -> Tensor:
     """
     _check_state(state)
     if groups < 1 or len(state) % groups:
-        raise ValueError(f"groups: expected a positive divisor of the {len(state)} samples of state {tuple(state.shape)}, got {groups}")
+        raise ValueError(
+            f"groups: expected a positive divisor of the {len(state)} samples of state {tuple(state.shape)}, got {groups}"
+        )
     if not len(state):
         return state.new_zeros(groups)
     lanes = state.reshape(groups, len(state) // groups, -1)
@@ -171,7 +175,9 @@ def _(state: Tensor, x: Tensor, salt: int, threshold: float, gate: Tensor | None
 
 
 @_fold.register_vmap
-def _(info: Any, in_dims: Sequence[int | None], state: Tensor, x: Tensor, salt: int, threshold: float, gate: Tensor | None) -> Any:
+def _(
+    info: Any, in_dims: Sequence[int | None], state: Tensor, x: Tensor, salt: int, threshold: float, gate: Tensor | None
+) -> Any:
     """The mapped axis becomes an outer axis of the samples: one launch."""
 
     def outermost(tensor: Tensor, axis: int | None) -> Tensor:
@@ -210,7 +216,9 @@ def _check(state: Tensor, x: Tensor, salt: int, gate: Tensor | None) -> None:
     if gate is not None and gate.dtype != torch.bool:
         raise TypeError(f"gate: expected torch.bool, got {gate.dtype} {tuple(gate.shape)}")
     if gate is not None and (gate.ndim != 1 or not len(gate) or len(state) % len(gate)):
-        raise ValueError(f"gate: expected shape (G,) with G >= 1 dividing the {len(state)} samples, got shape {tuple(gate.shape)}")
+        raise ValueError(
+            f"gate: expected shape (G,) with G >= 1 dividing the {len(state)} samples, got shape {tuple(gate.shape)}"
+        )
     for name, tensor in (("x", x), ("gate", gate)):
         if tensor is not None and tensor.device != state.device:
             raise ValueError(f"{name}: expected on {state.device} as state is, got {tuple(tensor.shape)} on {tensor.device}")

@@ -67,24 +67,28 @@ def conv_sample_gradient(x: Tensor, cotangent: Tensor, geometry: ConvGeometry, *
     Returns:
         (N, K, P) with the weight flattened. Costs the multiply-adds of K batched weight gradients, N * K * S' * P.
     """
-    formulation = choose(cotangent.shape, geometry)
+    formulation = choose(cotangent.shape, geometry, x.dtype)
     if formulation == "matrix":
         return _matrix(x, cotangent, geometry, ordered)
+    if formulation == "shift":
+        return _shift(x, cotangent, geometry)
     if formulation == "correlate":
         return _correlate(x, cotangent, geometry)
     return _grouped(x, cotangent, geometry)
 
 
-def choose(cotangent: torch.Size, geometry: ConvGeometry) -> str:
-    """Pick the formulation: ``"matrix"`` (batched product, unfolded where the kernel is wider than one position),
-    ``"correlate"`` (depthwise: the cotangent is the kernel of one grouped convolution), or ``"grouped"`` (every sample a group of one
-    library weight gradient).
+def choose(cotangent: torch.Size, geometry: ConvGeometry, dtype: torch.dtype = torch.float32) -> str:
+    """Pick the formulation: ``"matrix"`` (batched product, unfolded where the kernel is wider than one position), ``"correlate"``
+    (depthwise: the cotangent is the kernel of one grouped convolution), ``"shift"`` (depthwise: one product and sum a kernel
+    position), or ``"grouped"`` (every sample a group of one library weight gradient).
     """
+    # The library has no fast grouped convolution in float64 (seen: 13 against 8 s for twelve ablations of the golden supernet).
+    wide = dtype == torch.float64
     if geometry.depthwise and len(geometry.kernel) == 2:
-        return "correlate"
+        return "shift" if wide else "correlate"
     if geometry.groups > 1 or len(geometry.kernel) != 2:
         return "grouped"
-    if geometry.pointwise:
+    if geometry.pointwise or wide:
         return "matrix"
     # Measured at 1x5: with few positions the library's grouped weight gradient falls off (30 ms against 8 at 192 channels, 8x8),
     # with many it avoids writing out the unfolded input (5 against 10 ms at 48 channels, 32x32).
@@ -144,9 +148,9 @@ def _matrix(x: Tensor, cotangent: Tensor, geometry: ConvGeometry, ordered: bool)
 
 
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """(N, A, Q) @ (N, Q, B). On the CPU torch multiplies float32 batches with MKL, whose AVX-512 path is closed to some processors;
-    oneDNN's is open to all. One call a product costs 40 us, so only large ones go there (measured: 3.7 against 7.5 ms for
-    30 x (192, 64) @ (64, 960), level at half that size and below).
+    """(N, A, Q) @ (N, Q, B). On the CPU torch multiplies float32 batches with MKL, whose AVX-512 path is closed to some
+    processors; oneDNN's is open to all. One call a product costs 40 us, so only large ones go there (measured: 3.7 against 7.5 ms
+    for 30 x (192, 64) @ (64, 960), level at half that size and below).
     """
     macs = left.shape[1] * left.shape[2] * right.shape[2]
     if (
@@ -164,9 +168,10 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _correlate(x: Tensor, cotangent: Tensor, geometry: ConvGeometry) -> Tensor:
-    # d(weight)[i, j] = sum over positions p of x[stride * p + dilation * (i, j)] * cotangent[p]: a convolution of x with the cotangent as
-    # kernel in which stride and dilation change places; it may reach past the kernel when the stride leaves a remainder. One call a
-    # cotangent, because the library has no fast path for several kernels a channel (seen: 4.8 ms for six against six times 0.25).
+    # d(weight)[i, j] = sum over positions p of x[stride * p + dilation * (i, j)] * cotangent[p]: a convolution of x with the
+    # cotangent as kernel in which stride and dilation change places; it may reach past the kernel when the stride leaves a
+    # remainder. One call a cotangent, because the library has no fast path for several kernels a channel (seen: 4.8 ms for six
+    # against six times 0.25).
     samples, count, channels = cotangent.shape[:3]
     image = x.reshape(1, samples * channels, *x.shape[2:])
     high, wide = geometry.kernel
@@ -176,6 +181,26 @@ def _correlate(x: Tensor, cotangent: Tensor, geometry: ConvGeometry) -> Tensor:
         full = F.conv2d(image, kernel, None, geometry.dilation, geometry.padding, geometry.stride, samples * channels)
         rows.append(full[..., :high, :wide].reshape(samples, 1, -1))
     return torch.cat(rows, 1) if count > 1 else rows[0]
+
+
+def _shift(x: Tensor, cotangent: Tensor, geometry: ConvGeometry) -> Tensor:
+    # d(weight)[i, j] = sum over positions p of x[stride * p + dilation * (i, j) - padding] * cotangent[p], where x has that
+    # position.
+    steps = zip(
+        geometry.kernel, geometry.padding, geometry.stride, geometry.dilation, x.shape[2:], cotangent.shape[3:], strict=True
+    )
+    rows, columns = ([_overlap(i * d - p, s, size, out) for i in range(k)] for k, p, s, d, size, out in steps)
+    image, weights = x.permute(0, 2, 3, 1).unsqueeze(1), cotangent.movedim(2, -1)
+    taps = [(image[:, :, h, w] * weights[:, :, p, q]).sum((2, 3)) for p, h in rows for q, w in columns]
+    return torch.stack(taps, 3).flatten(2)
+
+
+def _overlap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice]:
+    """Output positions p whose input position ``stride * p + offset`` lies in an axis of ``size``, and those input positions."""
+    first = max(0, -(offset // stride))
+    count = max(0, min(out, (size - 1 - offset) // stride + 1) - first)
+    start = stride * first + offset
+    return slice(first, first + count), slice(start, start + stride * count, stride)
 
 
 def linear_sample_gradient(x: Tensor, cotangent: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Region hashing in Triton: see :mod:`engine.kernels.regions` for the function that is computed.
 
 One program reads the words of BLOCK_B samples, BLOCK_W words of 64 neurons at a time, and keeps one sum a sample and lane. With one
-program along the words the same launch finishes the state; with several, each stores its sum and a second launch adds them (integers
-mod 2^64: any order gives the same bits).
+program along the words the same launch finishes the state; with several, each stores its sum and a second launch adds them
+(integers mod 2^64: any order gives the same bits).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from engine.kernels.regions import GOLDEN, lane_count, signed
 
-# 2048 neurons a tile: 16 a thread, so that eight 2-byte or four 4-byte ones make one 16-byte load. Half of that where neurons are wide or
-# scattered: compiled for sm_80 and sm_90, those would take over 200 registers, or spill.
+# 2048 neurons a tile: 16 a thread, so that eight 2-byte or four 4-byte ones make one 16-byte load. Half of that where neurons are
+# wide or scattered: compiled for sm_80 and sm_90, those would take over 200 registers, or spill.
 TILE_WORDS, SMALL_TILE_WORDS = 32, 16
 WARPS = 4
 # Programs that fill a large GPU several times over; only launch counts depend on it, never bits.
@@ -67,7 +67,7 @@ def fold_signs_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Neuron i of sample b lies at x_ptr + b stride_sample + (i // inner) stride_outer + (i % inner) stride_inner; PLAIN: at i."""
+    """Neuron i of sample b lies at b stride_sample + (i // inner) stride_outer + (i % inner) stride_inner; PLAIN: ... + i."""
     sample = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     split = tl.program_id(1)
     real = sample < samples
@@ -82,10 +82,8 @@ def fold_signs_kernel(
     begin = split * words_per_split
     for start in range(begin, tl.minimum(begin + words_per_split, total), BLOCK_W):
         i = start * 64 + tl.arange(0, 2 * BLOCK_W)[:, None] * 32 + bit[None, :]
-        if PLAIN:
-            offset = i.to(tl.int64)
-        else:
-            offset = (i // inner).to(tl.int64) * stride_outer + (i % inner).to(tl.int64) * stride_inner
+        wide = i.to(tl.int64)
+        offset = wide if PLAIN else (i // inner).to(tl.int64) * stride_outer + (i % inner).to(tl.int64) * stride_inner
         live = alive[:, None, None] & (i < neurons)[None, :, :]
         x = tl.load(x_ptr + sample[:, None, None] * stride_sample + offset[None, :, :], mask=live, other=0.0)
         if x_ptr.dtype.element_ty != tl.float64:
@@ -167,8 +165,8 @@ def collapse(x: Tensor) -> tuple[int, int, int] | None:
             runs.append((size, stride))
     if len(runs) > 2:
         return None
-    (_, outer), (inner, step) = ([(1, 0), (1, 1)] + runs)[-2:]
-    return inner, outer, step
+    inner, step = runs[-1] if runs else (1, 1)
+    return inner, runs[0][1] if len(runs) == 2 else 0, step
 
 
 def launch_fold_signs(

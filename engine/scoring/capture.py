@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class SamplesInteract(Exception):  # noqa: N818 - a signal to the caller, not an error
+class SamplesInteract(Exception):
     """The forward pass mixes samples (batch statistics), so per-layer gradients are not per-sample gradients."""
 
 
@@ -134,6 +134,7 @@ class Capture(TorchFunctionMode):
             y = torch.ops.aten._unsafe_view(y, y.shape)
         self.count.update(use.name for use in uses)
         # On the node, not on the tensor: hooks that the model hangs on the tensor change the gradient before it gets here.
+        assert y.grad_fn is not None
         y.grad_fn.register_prehook(partial(self._report, y.output_nr, uses))
         self.watched.setdefault(y.grad_fn, []).append((y.output_nr, uses))
         return y
@@ -149,7 +150,9 @@ class Capture(TorchFunctionMode):
         return sum(x.numel() * x.element_size() for x, _ in self._read.values())
 
     def forget(self) -> None:
-        """Let go of the graph. Its nodes hold hooks that hold this object, a circle through C++ that no garbage collector sees."""
+        """Let go of the graph. Its nodes hold hooks that hold this object, a circle through C++ that no garbage collector
+        sees.
+        """
         self.watched.clear()
         self._read.clear()
 
@@ -165,7 +168,9 @@ def mark_samples(x: Tensor) -> Tensor:
 
 
 def follows_samples(x: Tensor) -> bool:
-    """Whether a tensor was computed from the samples. One that appeared unseen (a custom autograd function's) counts if it has a history."""
+    """Whether a tensor was computed from the samples. One that appeared unseen (a custom autograd function's) counts with a
+    history.
+    """
     marked = getattr(x, "_follows_samples", None)
     return x.grad_fn is not None if marked is None else marked
 

@@ -12,15 +12,18 @@ from engine.scoring.capture import SamplesInteract
 from engine.scoring.passes import Profile, profile, stream
 from engine.scoring.sinks import GramSink, RowSink
 
+# Slices smaller than this would cost passes to save what no machine misses.
+FEWEST_BYTES = 32 * 2**20
+
 
 def chunked_gram(
     model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: str, chunk: int, device: torch.device
 ) -> dict[str, Tensor]:
     """Gram matrices of sets of parameters (name -> set), ``chunk`` samples at a time.
 
-    The kernel needs every pair of samples, so the per-sample gradients of a slice of the layers are kept for all N samples while the
-    chunks pass; then the next slice's. A slice holds as many gradients as a chunk's layers have inputs, in bytes, or one parameter.
-    A pass forms the gradients of its slice only and its backward pass ends at the slice's first layer.
+    The kernel needs every pair of samples, so the per-sample gradients of a slice of the layers are kept for all N samples while
+    the chunks pass; then the next slice's. A slice holds as many bytes of gradients as a chunk's layers have inputs, at least
+    :data:`FEWEST_BYTES`, or one parameter. A pass forms its slice's gradients only and goes back no further than its first layer.
 
     Cost: S forward and at most S backward passes for S slices, S about N * K * P * itemsize / (bytes of a chunk's inputs).
     """
@@ -51,7 +54,7 @@ def _slices(found: Profile, parameters: dict[str, nn.Parameter], samples: int) -
     held = 0
     for name in found.order:
         size = samples * found.outputs * parameters[name].numel() * parameters[name].element_size()
-        if names and held + size > found.bytes:
+        if names and held + size > max(found.bytes, FEWEST_BYTES):
             yield names
             names, held = set(), 0
         names.add(name)

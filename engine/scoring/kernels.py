@@ -1,8 +1,8 @@
 """Empirical tangent kernels of any ``nn.Module``: NTK and NNGP, exact, streamed layer by layer.
 
-One forward pass and one backward pass through activations only; when the gradient of a layer's output arrives, the layer's per-sample
-gradients are formed, multiplied into a float64 Gram matrix and dropped. No weight gradient is formed, nothing is written to the
-model, and the whole Jacobian never exists.
+One forward pass and one backward pass through activations only; when the gradient of a layer's output arrives, the layer's
+per-sample gradients are formed, multiplied into a float64 Gram matrix and dropped. No weight gradient is formed, nothing is
+written to the model, and the whole Jacobian never exists.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def ntk(
         outputs: ``"sum"`` differentiates the sum of a sample's outputs, ``"all"`` each of its K outputs.
         params: ``"weights"`` (the weights of all layers that are not norms: no biases, no norm affines, as the published score),
             ``"all"``, or a predicate ``(name, parameter) -> bool``.
-        chunk: process this many samples at a time; see the cost.
+        chunk: process this many samples at a time; see the cost. Not for models whose samples interact.
         groups: G groups of N/G consecutive samples that are not compared with each other (a batch of architectures).
 
     Returns:
@@ -54,11 +54,13 @@ def ntk(
         ValueError: shapes that do not fit, or no parameter selected.
 
     Cost:
-        About one forward and one backward pass plus N^2 P float64 multiply-adds for P parameters; K backward passes for ``"all"``. Memory
-        is that of a backward pass. With ``chunk`` activations of ``chunk`` samples are held; per-sample gradients are then kept for a slice of the
-        layers at a time, as large as those activations, and the passes are repeated for each slice. Parameters used in ways
-        that no rule covers cost ``vmap(grad)`` and N times their size. Where samples interact (BatchNorm in train mode) every sample takes
-        a backward pass of its own through the whole batch and N * P gradients are held.
+        About one forward and one backward pass plus N^2 P float64 multiply-adds for P parameters; K backward passes for
+        ``"all"``. Memory is that of a backward pass. With ``chunk`` activations of ``chunk`` samples are held; per-sample
+        gradients are then kept for a slice of the layers at a time, as large as those activations, and the passes are repeated
+        for each slice. Parameters used in ways that no rule covers cost ``vmap(grad)`` and N times their size. Where samples
+        interact (BatchNorm in train mode) every sample takes a backward pass of its own through the whole batch and N * P
+        gradients are held. That is noticed for the library's batch normalisation; a model that mixes samples by arithmetic of
+        its own is not.
     """
     selected = selects(params, model)
     result = gram(model, x, lambda name, p: "all" if selected(name, p) else None, outputs=outputs, chunk=chunk, groups=groups)
@@ -70,8 +72,8 @@ def ntk(
 def nngp(model: nn.Module, x: Inputs, outputs: Outputs = "sum", head: str | None = None, chunk: int | None = None) -> Tensor:
     """Kernel of the last linear layer alone (the NNGP kernel up to width; the ANIL kernel's adaptation).
 
-    ``head`` names the submodule whose ``weight`` counts, by default the last ``nn.Linear`` of the model. Everything else is as for
-    :func:`ntk`; the backward pass stops at the head.
+    ``head`` names the submodule whose ``weight`` counts, by default the last ``nn.Linear`` of the model. Everything else is as
+    for :func:`ntk`; the backward pass stops at the head.
     """
     name = head if head is not None else last_linear(model)
     wanted = f"{name}.weight" if name else "weight"
@@ -118,8 +120,8 @@ def gram(
 ) -> dict[str, Tensor]:
     """Gram matrices of disjoint sets of parameters, all from the same passes.
 
-    ``assign(name, parameter)`` gives the set a parameter counts in, or None. Returns one kernel a set, shaped as by :func:`ntk`. A
-    tied parameter counts once, under its first name.
+    ``assign(name, parameter)`` gives the set a parameter counts in, or None. Returns one kernel a set, shaped as by :func:`ntk`.
+    A tied parameter counts once, under its first name.
     """
     inputs = x if isinstance(x, tuple) else (x,)
     samples = _check(inputs, outputs, chunk, groups)
@@ -138,9 +140,8 @@ def _check(inputs: tuple[Any, ...], outputs: str, chunk: int | None, groups: int
     samples = inputs[0].shape[0]
     for item in inputs:
         if isinstance(item, Tensor) and (item.dim() == 0 or item.shape[0] != samples):
-            raise ValueError(
-                f"x: inputs must share their number of samples, got shapes {[tuple(i.shape) for i in inputs if isinstance(i, Tensor)]}"
-            )
+            shapes = [tuple(i.shape) for i in inputs if isinstance(i, Tensor)]
+            raise ValueError(f"x: inputs must share their number of samples, got shapes {shapes}")
     if outputs not in ("sum", "all"):
         raise ValueError(f"outputs: expected 'sum' or 'all', got {outputs!r}")
     if chunk is not None and chunk < 1:

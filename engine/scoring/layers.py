@@ -1,8 +1,7 @@
-"""Gradient rules: how each known layer is watched, and what one sample's gradient of its parameters is."""
+"""How each known layer is watched: what it notes about its use and how it goes on without its parameters' history."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.kernels.depthwise import frozen_depthwise
-from engine.kernels.gram import add_contracted_gram, add_gram
 from engine.kernels.group_norm import frozen_group_norm
-from engine.kernels.sample_gradient import ConvGeometry, choose, conv_sample_gradient, linear_sample_gradient, unfold
+from engine.kernels.sample_gradient import ConvGeometry
 from engine.scoring.capture import Capture, SamplesInteract, Use
-
-# One float64 multiply-add of a Gram matrix costs about as much as this many float32 ones of a gradient (measured, one AVX-512 thread:
-# 27 against 100 GFLOP/s).
-FLOAT64_COST = 4
 
 
 def _tuple(value: int | tuple[int, ...] | list[int], length: int) -> tuple[int, ...]:
@@ -57,7 +51,8 @@ def _conv(dimensions: int, transposed: bool) -> Callable[..., Tensor]:
             tuple(weight.shape), _tuple(stride, dimensions), _tuple(padding, dimensions), dilation, options.get("groups", 1)
         )
         frozen, offset = _frozen(capture, weight, bias)
-        if not transposed and offset is None and not frozen.requires_grad and _slow_backward(input, geometry):
+        constant = frozen is not None and not frozen.requires_grad
+        if not transposed and offset is None and constant and _slow_backward(input, geometry):
             y = frozen_depthwise(input, frozen, geometry.stride, geometry.padding, dilation)  # type: ignore[arg-type]
         else:
             y = func(input, frozen, offset, stride, padding, **options)
@@ -123,7 +118,7 @@ def _affine(
     bias: Any,
     trailing: int,
 ) -> Tensor:
-    """A norm with scale and offset: normalise first, so that the scale's gradient has its factor. ``trailing`` 0: along axis 1."""
+    """A norm with scale and offset: normalise first, so that the scale's gradient has its factor (``trailing`` 0: axis 1)."""
     weight_name, bias_name = capture.name_of(weight), capture.name_of(bias)
     first = capture.has_samples(x) if trailing == 0 else _samples_first(capture, x, trailing)
     if (weight_name is None and bias_name is None) or not first:
@@ -236,118 +231,3 @@ RULES: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     torch.batch_norm: _raw_batch_norm,
 }
-
-
-def add_use(total: Tensor, use: Use, gradients: list[Tensor]) -> None:
-    """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K.
-
-    ``gradients`` are K gradients of the use's output, each (N, *output).
-    """
-    if _contracts(use, gradients[0].shape, len(gradients), total.shape[0]):
-        left, right = (f.reshape(*total.shape[:2], *f.shape[-2:]) for f in _factors(use, gradients))
-        add_contracted_gram(total, left, right)
-    else:
-        add_gram(total, sample_rows(use, gradients, dense=False).reshape(*total.shape[:2], -1))
-
-
-def _contracts(use: Use, shape: torch.Size, count: int, groups: int) -> bool:
-    """Whether contracting the factors of the gradients is cheaper than forming the gradients."""
-    if use.kind == "linear":
-        assert use.activation is not None
-        outputs, inputs, positions = shape[-1], use.activation.read().shape[-1], math.prod(shape[1:-1])
-    elif use.kind == "conv" and use.geometry.groups == 1 and len(use.geometry.kernel) == 2:
-        outputs, inputs, positions = shape[1], math.prod(use.geometry.weight_shape[1:]), math.prod(shape[2:])
-    else:
-        return False
-    rows = shape[0] // groups * count
-    formed = groups * rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
-    contracted = groups * FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs)
-    return contracted <= formed
-
-
-def _factors(use: Use, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Factors (N, K, Q, O) and (N, K, Q, I) whose outer products, summed over Q positions, are the gradients."""
-    assert use.activation is not None
-    x, count = use.activation.read(), len(gradients)
-    cotangents = torch.stack(gradients, 1)
-    if use.kind == "linear":
-        left, right = (
-            cotangents.flatten(2, -2) if cotangents.dim() > 3 else cotangents.unsqueeze(2),
-            x.reshape(len(x), -1, x.shape[-1]),
-        )
-    else:
-        left, right = cotangents.flatten(3).mT, unfold(x, use.geometry)
-    return left, right.unsqueeze(1).expand(-1, count, -1, -1)
-
-
-def sample_rows(use: Use, gradients: list[Tensor], *, dense: bool) -> Tensor:
-    """Per-sample gradients of one use, (N, K, P), from K gradients of its output, each (N, *output).
-
-    ``dense`` asks for the parameter's own layout, so that several uses can be added; otherwise an embedding returns only the rows
-    that were looked up, and convolutions may order their weights as suits them.
-    """
-    if use.kind == "conv":
-        return _convolution_rows(use, gradients, dense)
-    cotangents = gradients[0].unsqueeze(1) if len(gradients) == 1 else torch.stack(gradients, 1)
-    samples, count = cotangents.shape[:2]
-    if use.kind == "channel_offset":
-        return cotangents.flatten(3).sum(3) if cotangents.dim() > 3 else cotangents
-    if use.kind == "trailing_offset":
-        return _trailing(cotangents, use.geometry)
-    assert use.activation is not None
-    x = use.activation.read()
-    if use.kind == "conv_transpose":
-        return _transposed_rows(x, cotangents, use.geometry)
-    if use.kind == "linear":
-        positions = math.prod(x.shape[1:-1])
-        return linear_sample_gradient(
-            x.reshape(samples, positions, x.shape[-1]), cotangents.reshape(samples, count, positions, cotangents.shape[-1])
-        )
-    if use.kind == "embedding":
-        return _embedding_rows(x, cotangents, use.geometry, dense)
-    product = cotangents * x.unsqueeze(1)
-    if use.kind == "channel_scale":
-        return product.flatten(3).sum(3) if product.dim() > 3 else product
-    return _trailing(product, use.geometry)
-
-
-def _trailing(values: Tensor, trailing: int) -> Tensor:
-    """(N, K, ..., *last) -> (N, K, P), summed over what lies before the ``trailing`` last axes."""
-    size = math.prod(values.shape[-trailing:])
-    return values.reshape(*values.shape[:2], math.prod(values.shape[2:-trailing]), size).sum(2)
-
-
-def _convolution_rows(use: Use, gradients: list[Tensor], dense: bool) -> Tensor:
-    assert use.activation is not None
-    samples, *shape = gradients[0].shape
-    formulation = choose(torch.Size((samples, len(gradients), *shape)), use.geometry)
-    x = use.activation.read(planar=formulation != "matrix")
-    if len(gradients) > 1 and formulation == "matrix" and not use.geometry.pointwise:
-        # Unfolding the input once is worth a copy of the gradients; otherwise the copy costs as much as a product.
-        stacked = torch.stack([g.movedim(1, -1) for g in gradients], -2).movedim((-2, -1), (1, 2))
-        return conv_sample_gradient(x, stacked, use.geometry, ordered=dense)
-    rows = [conv_sample_gradient(x, g.unsqueeze(1), use.geometry, ordered=dense) for g in gradients]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
-
-
-def _transposed_rows(x: Tensor, cotangents: Tensor, geometry: ConvGeometry) -> Tensor:
-    # The weight gradient of a transposed convolution is that of the ordinary one with input and cotangent exchanged.
-    rows = [conv_sample_gradient(cotangents[:, k], x.unsqueeze(1), geometry) for k in range(cotangents.shape[1])]
-    return torch.cat(rows, 1)
-
-
-def _embedding_rows(ids: Tensor, cotangents: Tensor, geometry: tuple[int, int | None], dense: bool) -> Tensor:
-    size, padding = geometry
-    samples, count = cotangents.shape[:2]
-    values = cotangents.reshape(samples, count, -1, cotangents.shape[-1])
-    flat = ids.reshape(samples, -1)
-    if padding is not None:
-        values = values * (flat != padding)[:, None, :, None]
-    if dense:
-        index = flat
-    else:
-        found, index = flat.unique(return_inverse=True)
-        size = len(found)
-    rows = values.new_zeros(samples, count, size, values.shape[-1])
-    rows.scatter_add_(2, index[:, None, :, None].expand_as(values), values)
-    return rows.flatten(2)

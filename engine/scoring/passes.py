@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.scoring.capture import Capture, SamplesInteract, graph_leaves, mark_samples
+from engine.scoring.capture import Capture, graph_leaves, mark_samples
 from engine.scoring.plain import flat_outputs, interacting_rows, run_on, sample_gradient_rows, stand_ins
 from engine.scoring.sinks import Sink
 from engine.scoring.walk import Joined, walk, walkable
@@ -18,7 +18,7 @@ _HOOKED = "saved tensors have hooks (checkpointing), so the forward pass cannot 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one forward pass shows: parameters in the order of their use, the number of outputs, and bytes of the layers' inputs."""
+    """What one forward pass shows: the parameters it used, in order, the number of outputs, and bytes of the layers' inputs."""
 
     order: list[str]
     outputs: int
@@ -26,7 +26,7 @@ class Profile:
 
 
 def stream(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: str, sink: Sink, *, groups: int = 1) -> int:
-    """Send the per-sample gradients of the parameters ``names`` to ``sink``; returns K, the number of outputs that were differentiated.
+    """Send the per-sample gradients of the parameters ``names`` to ``sink``; returns K, the number of outputs differentiated.
 
     Raises:
         SamplesInteract: the forward pass mixes samples.
@@ -100,12 +100,12 @@ def profile(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs:
         return Profile(rest, _outputs(model, inputs, outputs), 0)
     finally:
         capture.forget()
-    used = list(capture.count)
-    order = used + [name for name in rest if name not in capture.count]
+    unknown = _unknown(y, aliases)
+    order = [*capture.count, *(name for name in rest if name in unknown and name not in capture.count)]
     return Profile(order, y.shape[1] if outputs == "all" else 1, capture.bytes_held())
 
 
-class _Hooked(Exception):  # noqa: N818 - a signal, not an error
+class _Hooked(Exception):
     pass
 
 

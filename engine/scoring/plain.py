@@ -15,7 +15,9 @@ Result = TypeVar("Result")
 
 
 class _Inside(nn.Module):
-    """Runs a function while the model has its stand-ins, so that what a backward pass computes afresh (checkpointing) has them too."""
+    """Runs a function while the model has its stand-ins: what a backward pass computes afresh (checkpointing) then has them
+    too.
+    """
 
     def __init__(self, model: nn.Module, body: Callable[[], Any]) -> None:
         super().__init__()
@@ -48,8 +50,8 @@ def run_on(model: nn.Module, parameters: Mapping[str, Tensor], body: Callable[[]
 
 @contextmanager
 def untouched(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Copies of the inputs, and a setting in which gradients can be taken whatever the caller's: global random state comes back as it
-    was, and compiled modules run eagerly, because only eager calls can be watched.
+    """Copies of the inputs, and a setting in which gradients can be taken whatever the caller's: global random state comes back
+    as it was, and compiled modules run eagerly, because only eager calls can be watched.
     """
     devices = {item.device for item in inputs if isinstance(item, Tensor) and item.device.type == "cuda"}
     with (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.kernels.gram import add_gram
 from engine.scoring.capture import Use
-from engine.scoring.layers import add_use, sample_rows
+from engine.scoring.rows import add_use, sample_rows
 
 
 class Sink(Protocol):
@@ -68,7 +68,7 @@ class GramSink:
         return self.totals[key]
 
     def finish(self, outputs: str, count: int) -> dict[str, Tensor]:
-        """The kernels. Uses whose output the result does not depend on never arrive; what did arrive of their parameter counts."""
+        """The kernels. Uses on which the output does not depend never arrive; what did arrive of their parameter counts."""
         for name in list(self.pending):
             self.add_rows(name, self.pending.pop(name))
         kernels = {}
@@ -82,7 +82,9 @@ class GramSink:
 
 
 class RowSink:
-    """Keeps per-sample gradients, (N, K, P) a parameter, of batches that come one after the other: ``offset`` says where the next begins."""
+    """Keeps per-sample gradients, (N, K, P) a parameter, of batches that come one after the other; the next begins at
+    ``offset``.
+    """
 
     def __init__(self, sizes: Mapping[str, int], samples: int) -> None:
         self.sizes, self.samples, self.offset = sizes, samples, 0

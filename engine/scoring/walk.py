@@ -1,7 +1,7 @@
 """Backward passes of K outputs at once: each step of the graph is taken K times before the next.
 
-K ordinary passes would need every layer's K gradients kept until the last pass, or the layer's inputs read K times; here a layer's
-K gradients are complete together, are used, and are dropped.
+K ordinary passes would need every layer's K gradients kept until the last pass, or the layer's inputs read K times; here a
+layer's K gradients are complete together, are used, and are dropped.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ Gradients = list[Tensor | None]
 
 
 def walkable(root: Any) -> bool:
-    """Whether every step of a graph can be called from outside: not so for autograd functions written in Python, except our own."""
+    """Whether every step of a graph can be called from outside: autograd functions written in Python cannot, except our own."""
     return all(_is_native(node) or getattr(node, "_forward_cls", None) in _OWN for node in _nodes(root))
 
 
 def walk(root: Any, seeds: list[Tensor], capture: Capture, take: Take) -> None:
     """Send K cotangents of a graph's output down to its leaves; ``take(use, K gradients)`` hears of every watched output.
 
-    ``root`` is the output's ``grad_fn``, which the caller should hold no longer than this: the graph is released as it is left behind.
+    ``root`` is the output's ``grad_fn``; the caller should not hold it, for the graph is released as it is left behind.
+
     Costs K backward passes through activations, and memory for the K gradients that are under way.
     """
     waiting = _consumers(root)
@@ -57,7 +58,9 @@ def walk(root: Any, seeds: list[Tensor], capture: Capture, take: Take) -> None:
 
 
 class _Sum:
-    """K gradients of one output, added up from all its readers; the first addition makes tensors of our own, later ones reuse them."""
+    """K gradients of one output, added up from all its readers; the first addition makes tensors of our own, later ones reuse
+    them.
+    """
 
     def __init__(self, values: list[Tensor]) -> None:
         self.values, self.own = values, False

@@ -28,8 +28,11 @@ def noise(*shape: int, address: int = 0, dtype: torch.dtype = torch.float64) -> 
     return torch.randn(*shape, generator=stream(0, "test-sample-gradient", address), dtype=dtype)
 
 
+DIMENSIONS = st.integers(1, 3)
+
+
 @st.composite
-def geometries(draw: st.DrawFn, dimensions: st.SearchStrategy[int] = st.integers(1, 3)) -> tuple[ConvGeometry, tuple[int, ...]]:
+def geometries(draw: st.DrawFn, dimensions: st.SearchStrategy[int] = DIMENSIONS) -> tuple[ConvGeometry, tuple[int, ...]]:
     """A convolution and an input size that it accepts."""
     count = draw(dimensions)
     groups = draw(st.integers(1, 3))
@@ -86,6 +89,7 @@ def test_the_chosen_formulation_equals_the_reference(
 FORMULATIONS: dict[str, Callable[[Tensor, Tensor, ConvGeometry], Tensor]] = {
     "matrix": lambda x, c, g: sample_gradient._matrix(x, c, g, True),
     "correlate": sample_gradient._correlate,
+    "shift": sample_gradient._shift,
     "grouped": sample_gradient._grouped,
 }
 
@@ -98,7 +102,7 @@ def test_every_formulation_equals_the_reference_where_it_applies(
 ) -> None:
     geometry, space = case
     groups = geometry.groups
-    if formulation == "correlate":
+    if formulation in ("correlate", "shift"):
         geometry = ConvGeometry((groups, 1, *geometry.kernel), geometry.stride, geometry.padding, geometry.dilation, groups)
     elif formulation == "matrix":
         geometry = ConvGeometry(geometry.weight_shape, geometry.stride, geometry.padding, geometry.dilation, 1)
@@ -149,6 +153,8 @@ def test_choices_are_a_function_of_shapes() -> None:
     assert choose(torch.Size((2, 1, 4, 8, 8)), narrow) == "matrix"
     assert choose(torch.Size((2, 1, 4, 8, 8)), depthwise) == "correlate"
     assert choose(torch.Size((2, 1, 4, 8)), line) == "grouped"
+    assert choose(torch.Size((2, 1, 4, 32, 32)), narrow, torch.float64) == "matrix"
+    assert choose(torch.Size((2, 1, 4, 8, 8)), depthwise, torch.float64) == "shift"
 
 
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -173,7 +179,10 @@ def test_frozen_depthwise_has_the_librarys_value_and_input_gradient(
     x = noise(2, 3, 9, 8)
     x = (x.contiguous(memory_format=torch.channels_last) if channels_last else x).requires_grad_()
     weight = noise(3, 1, *kernel, address=1)
-    y, wanted = frozen_depthwise(x, weight, stride, pads, (dilation, dilation)), F.conv2d(x, weight, None, stride, pads, dilation, 3)  # type: ignore[arg-type]
+    y, wanted = (
+        frozen_depthwise(x, weight, stride, pads, (dilation, dilation)),
+        F.conv2d(x, weight, None, stride, pads, dilation, 3),
+    )  # type: ignore[arg-type]
     close(y, wanted)
     cotangent = noise(*y.shape, address=2)
     close(*(torch.autograd.grad(value, x, cotangent)[0] for value in (y, wanted)))

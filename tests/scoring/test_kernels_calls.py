@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_models import CASES, N, Lambda, drawn, noise
+from kernel_models import CASES, Lambda, N, drawn, noise
 from torch import Tensor, nn
 
 from engine.scoring.condition import condition_number
@@ -35,7 +35,7 @@ class State:
 
     def check(self, model: nn.Module) -> None:
         held = [*model.parameters(), *model.buffers()]
-        for tensor, (known, value, flag, grad, version) in zip(held, self.tensors[: len(held)], strict=True):
+        for tensor, (known, *_) in zip(held, self.tensors[: len(held)], strict=True):
             assert tensor is known
         for tensor, value, flag, grad, version in self.tensors:
             assert torch.equal(tensor, value)
@@ -153,7 +153,7 @@ def test_nngp_is_the_kernel_of_the_last_linear_layer() -> None:
     torch.testing.assert_close(
         nngp(model, inputs, "all", head="2", chunk=2), ntk(model, inputs, "all", lambda name, _: name == "2.weight")
     )
-    with pytest.raises(ValueError, match="head: Sequential has no parameter 'nine.weight'"):
+    with pytest.raises(ValueError, match=r"head: Sequential has no parameter 'nine\.weight'"):
         nngp(model, inputs, head="nine")
     with pytest.raises(ValueError, match=r"head: Conv2d has no nn\.Linear"):
         nngp(nn.Conv2d(1, 1, 1), noise(2, 1, 2, 2))
