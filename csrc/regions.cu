@@ -1,15 +1,15 @@
 // Region hashing; the function that is computed is defined in kernels/regions.py.
 //
-// Why beside the Triton kernel (kernels/triton_regions.py): a warp vote packs the signs of 32 neurons in one instruction, and lane k then
-// keeps word k, so that 32 words are mixed at once. Triton has no vote: it builds a word by shifts and a tree of shuffles.
-// Measured on the compiled code alone (sm_90, fp32, 64-bit hashes, long samples; nvcc 13.0, Triton 3.7.1): for every 16 neurons a thread
-// reads, about 165 instructions and no shuffle here, 346 with 20 shuffles there (whose loads are 16 bytes wide, these are 4). Neither has
-// been timed on a device yet, so this one is not in the dispatch; where a device measurement shows no gain it goes.
+// Why beside the Triton kernel (kernels/triton_regions.py): a warp vote packs the signs of 32 neurons in one instruction, and lane
+// k then keeps word k, so that 32 words are mixed at once. Triton has no vote: it builds a word by shifts and a tree of shuffles.
+// Measured on the compiled code alone (sm_90, fp32, 64-bit hashes, long samples; nvcc 13.0, Triton 3.7.1): for every 16 neurons a
+// thread reads, about 165 instructions and no shuffle here, 346 with 20 shuffles there (whose loads are 16 bytes wide, these are 4).
+// Neither has been timed on a device yet, so this one is not in the dispatch; where a device measurement shows no gain it goes.
 //
-// Plain C++ and CUDA intrinsics: compiles with nvcc and NVRTC, without headers. Samples lie `stride` elements apart, the neurons of one
-// sample side by side. Launch fold_signs_* on (ceil(samples / warps), splits) blocks of 32 * warps threads, words_per_split a multiple of 32
-// with splits * words_per_split * 64 >= neurons < 2^31 - 2048, then finish_signs on ceil(samples * lanes / threads) blocks. Every sum is an integer mod 2^64,
-// so any cut gives the same bits, and nothing is atomic.
+// Plain C++ and CUDA intrinsics: compiles with nvcc and NVRTC, without headers. Samples lie `stride` elements apart, the neurons of
+// one sample side by side, fewer than 2^31 - 2048 of them. Launch fold_signs_* on (ceil(samples / warps), splits) blocks of
+// 32 * warps threads, with splits * words_per_split * 64 >= neurons, then finish_signs on ceil(samples * lanes / threads) blocks.
+// Every sum is an integer mod 2^64, so any cut gives the same bits, and nothing is atomic.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -52,10 +52,10 @@ __device__ u64 packed_word(const T* __restrict__ row, int neurons, int first, in
 
 // One warp a sample and split; writes partial (splits, samples, lanes).
 template <typename T>
-__device__ void fold(const T* x, const unsigned char* gate, u64* partial, int samples, int neurons, long long stride, int per_group,
-                     int words_per_split, float threshold, u64 seed0, u64 seed1, int lanes) {
+__device__ void fold(const T* x, const unsigned char* gate, u64* partial, int samples, int neurons, long long stride,
+                     int per_group, int words_per_split, float threshold, u64 seed0, u64 seed1, int lanes) {
   const int sample = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (sample >= samples || (gate && !gate[sample / per_group])) return;  // whole warps leave; finish_signs does not read their sums
+  if (sample >= samples || (gate && !gate[sample / per_group])) return;  // whole warps; finish_signs does not read their sums
   const int words = (neurons + 63) / 64, begin = blockIdx.y * words_per_split, end = min(begin + words_per_split, words);
   u64 digest0 = 0, digest1 = 0;
   for (int first = begin; first < end; first += 32) {
@@ -77,20 +77,20 @@ __device__ void fold(const T* x, const unsigned char* gate, u64* partial, int sa
 }  // namespace
 
 extern "C" __global__ void fold_signs_float32(const float* x, const unsigned char* gate, u64* partial, int samples, int neurons,
-                                              long long stride, int per_group, int words_per_split, float threshold, u64 seed0, u64 seed1,
-                                              int lanes) {
+                                              long long stride, int per_group, int words_per_split, float threshold,
+                                              u64 seed0, u64 seed1, int lanes) {
   fold(x, gate, partial, samples, neurons, stride, per_group, words_per_split, threshold, seed0, seed1, lanes);
 }
 
-extern "C" __global__ void fold_signs_bfloat16(const unsigned short* x, const unsigned char* gate, u64* partial, int samples, int neurons,
-                                               long long stride, int per_group, int words_per_split, float threshold, u64 seed0, u64 seed1,
-                                               int lanes) {
+extern "C" __global__ void fold_signs_bfloat16(const unsigned short* x, const unsigned char* gate, u64* partial, int samples,
+                                               int neurons, long long stride, int per_group, int words_per_split,
+                                               float threshold, u64 seed0, u64 seed1, int lanes) {
   fold(x, gate, partial, samples, neurons, stride, per_group, words_per_split, threshold, seed0, seed1, lanes);
 }
 
 // One thread an element of the state (samples, lanes), of which there are `size`: adds the splits' sums and mixes them in.
-extern "C" __global__ void finish_signs(const u64* partial, const unsigned char* gate, const u64* state, u64* out, int size, int lanes,
-                                        int splits, int per_group, u64 length) {
+extern "C" __global__ void finish_signs(const u64* partial, const unsigned char* gate, const u64* state, u64* out, int size,
+                                        int lanes, int splits, int per_group, u64 length) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= size) return;
   u64 total = state[i];

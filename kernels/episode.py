@@ -2,8 +2,8 @@
 
     out[n, c, y, x] = (P[n, c, tops[n] + y, lefts[n] + x] / 255 - mean[c]) / std[c]
 
-in float32, every operation rounded, where P[n] is image index[n], mirrored left to right where flips[n], with ``padding`` zeros on
-each side (zeros in raw pixels, so that a padded pixel becomes -mean / std, as a black one does).
+in float32, every operation rounded, where P[n] is image index[n], mirrored left to right where flips[n], with ``padding`` zeros
+on each side (zeros in raw pixels, so that a padded pixel becomes -mean / std, as a black one does).
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def gather_episode(
         padding: at least 0; size: height and width of a window, 1 to min(H, W) + 2 padding.
 
     Returns:
-        float32 (N, C, size, size), contiguous: on every path the bits of flipping, padding, cropping and normalising one after the
-        other. Costs N C size^2 bytes read and four times as many written, two divisions a pixel. No gradients.
+        float32 (N, C, size, size), contiguous: on every path the bits of flipping, padding, cropping and normalising one after
+        the other. Costs N C size^2 bytes read and four times as many written, two divisions a pixel. No gradients.
 
     An index or corner out of range is a ValueError on the CPU. On a GPU the host does not look at them (that would synchronise):
     there such a window is all NaN. On a GPU without Triton the reference runs, with torch's device-side assertions.

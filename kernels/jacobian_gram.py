@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from engine.kernels.cuda_source import cupy_available
 from engine.kernels.gram import add_contracted_gram, add_gram
 from engine.kernels.sample_gradient import ConvGeometry, linear_sample_gradient
 
@@ -28,11 +29,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 FLOAT64_COST = 4
 # Where no fused kernel runs, gradients are formed for as many outputs at a time as fit in this many elements.
 BLOCK_ELEMENTS = 16 * 1024 * 1024
+# Programs that fill a large GPU several times over; a fixed number, since the order of the sums depends on it.
+TARGET_PROGRAMS = 1024
 
 
-def add_jacobian_gram(
-    total: Tensor, left: Tensor, right: Tensor, *, float32_precision: Literal["ieee", "tf32"] = "ieee"
-) -> None:
+def add_jacobian_gram(total: Tensor, left: Tensor, right: Tensor, *, float32_precision: Literal["ieee", "tf32"] = "ieee") -> None:
     """Add the Gram matrix of the gradients G_r to ``total``, in place.
 
     Args:
@@ -92,8 +93,24 @@ def contracts(rows: int, positions: int, outputs: int, inputs: int) -> bool:
     return FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs) <= formed
 
 
+def pair_count(samples: int, rows: int) -> int:
+    """Pairs of half blocks in which every two samples meet, for kernels that hold ``rows`` samples a program."""
+    blocks = max(2, -(-samples // (rows // 2)))
+    return blocks * (blocks - 1) // 2
+
+
+def cut_tiles(tiles: int, programs: int) -> tuple[int, int]:
+    """(splits, tiles a split) of the parameter tiles, so that ``programs`` times as many programs fill a GPU."""
+    per_split = -(-tiles // min(tiles, -(-TARGET_PROGRAMS // programs)))
+    return -(-tiles // per_split), per_split
+
+
 @torch.library.custom_op("engine::jacobian_gram", mutates_args=(), device_types="cpu")
 def _dense(left: Tensor, right: Tensor, float32_precision: str) -> Tensor:
+    return _dense_plain(left, right)
+
+
+def _dense_plain(left: Tensor, right: Tensor) -> Tensor:
     """(G, R, Q, O), (G, R', Q, I) -> (G, R, R): contracted, or formed for a block of outputs at a time."""
     groups, rows, positions, outputs = left.shape
     total = left.new_zeros(groups, rows, rows, dtype=torch.float64)
@@ -114,15 +131,19 @@ def _dense(left: Tensor, right: Tensor, float32_precision: str) -> Tensor:
 
 @_dense.register_kernel("cuda")
 def _(left: Tensor, right: Tensor, float32_precision: str) -> Tensor:
-    groups, rows, positions, outputs = left.shape
+    _, rows, positions, outputs = left.shape
     if not left.numel() or not right.numel() or contracts(rows, positions, outputs, right.shape[3]):
-        return _dense._init_fn(left, right, float32_precision)
+        return _dense_plain(left, right)
     if left.dtype != torch.float64 and find_spec("triton") is not None:
         from engine.kernels.triton_jacobian_gram import launch_jacobian_gram
 
         return launch_jacobian_gram(left, right, float32_precision)
+    if left.dtype == torch.float32 and cupy_available():
+        from engine.kernels.cuda_jacobian_gram import launch_jacobian_gram_cuda
+
+        return launch_jacobian_gram_cuda(left, right)
     # Torch's float32 products may be TF32, by a setting that is not ours to change; its float64 ones never are.
-    return _dense._init_fn(left.double(), right.double(), float32_precision)
+    return _dense_plain(left.double(), right.double())
 
 
 @_dense.register_fake
@@ -138,6 +159,10 @@ def _(info: Any, in_dims: Sequence[int | None], left: Tensor, right: Tensor, flo
 
 @torch.library.custom_op("engine::depthwise_jacobian_gram", mutates_args=(), device_types="cpu")
 def _depthwise(left: Tensor, right: Tensor) -> Tensor:
+    return _depthwise_plain(left, right)
+
+
+def _depthwise_plain(left: Tensor, right: Tensor) -> Tensor:
     """(G, R, H, W, C), (G, R', H, W, C, kh, kw) -> (G, R, R): one shifted product and sum a tap."""
     groups, rows = left.shape[:2]
     left, right = _widened(left), _widened(right)
@@ -155,7 +180,7 @@ def _depthwise(left: Tensor, right: Tensor) -> Tensor:
 @_depthwise.register_kernel("cuda")
 def _(left: Tensor, right: Tensor) -> Tensor:
     if left.dtype == torch.float64 or not left.numel() or not right.numel() or find_spec("triton") is None:
-        return _depthwise._init_fn(left, right)
+        return _depthwise_plain(left, right)
     from engine.kernels.triton_jacobian_gram import launch_depthwise_rows
 
     total = left.new_zeros(left.shape[0], left.shape[1], left.shape[1], dtype=torch.float64)
@@ -195,7 +220,9 @@ def _check(total: Tensor, left: Tensor, right: Tensor, float32_precision: str) -
         if tensor.device != total.device:
             raise ValueError(f"{name}: expected on {total.device} as total is, got {tuple(tensor.shape)} on {tensor.device}")
         if (torch.is_grad_enabled() and tensor.requires_grad) or forward_ad.unpack_dual(tensor).tangent is not None:
-            raise ValueError(f"{name}: has no derivative here, but {tuple(tensor.shape)} asks for one; expected a detached tensor")
+            raise ValueError(
+                f"{name}: has no derivative here, but {tuple(tensor.shape)} asks for one; expected a detached tensor"
+            )
     _check_shapes(left, right)
     if total.dtype != torch.float64:
         raise TypeError(f"total: expected torch.float64, got {total.dtype} {tuple(total.shape)}")
@@ -214,4 +241,3 @@ def _check_shapes(left: Tensor, right: Tensor) -> None:
     rows, shared = left.shape[1], right.shape[1]
     if rows != shared and (not shared or rows % shared):
         raise ValueError(f"right: expected rows (axis 1) that divide left's, got {shapes}")
-

@@ -13,8 +13,8 @@ the last word is filled with zeros), g is the golden ratio 2^64 / 1.618... and m
 (splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014, with Stafford's constants). Each word
 meets a key of its own, so a word's place counts; the sum takes any order, so every split over programs gives the same bits; the
 outer mix makes the order of activations count. Two patterns that differ in the bits of one word only never collide in that fold;
-others do with odds near 2^-64 a pair and lane. The keys are public, so patterns made to collide are possible: this is for counting,
-not for authentication.
+others do with odds near 2^-64 a pair and lane. The keys are public, so patterns made to collide are possible: this is for
+counting, not for authentication.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fold_signs(state: Tensor, x: Tensor, salt: int, gate: Tensor | None = None, 
         TypeError, ValueError: an argument of a wrong dtype, rank, shape or device, or a salt out of range.
     """
     _check(state, x, salt, gate)
-    return _fold(state, x.detach(), salt, threshold, gate)
+    return _fold(state.contiguous(), x.detach(), salt, threshold, gate)
 
 
 def count_distinct(state: Tensor, groups: int) -> Tensor:
@@ -209,7 +209,7 @@ def _check(state: Tensor, x: Tensor, salt: int, gate: Tensor | None) -> None:
         raise TypeError(f"x: expected {', '.join(str(d) for d in DTYPES)}, got {x.dtype} {tuple(x.shape)}")
     if x.ndim < 2 or len(x) != len(state):
         raise ValueError(f"x: expected (B, ...) with the B = {len(state)} samples of state, got shape {tuple(x.shape)}")
-    if not isinstance(salt, int | torch.SymInt) or isinstance(salt, bool):
+    if not isinstance(salt, int) or isinstance(salt, bool):
         raise TypeError(f"salt: expected an int, got {type(salt).__name__}")
     if not 0 <= salt < 2**62:
         raise ValueError(f"salt: expected 0 <= salt < 2^62, got {salt}")

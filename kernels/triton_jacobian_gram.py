@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Programs that fill a large GPU several times over; a fixed number, since the order of the sums depends on it.
-TARGET_PROGRAMS = 1024
+from engine.kernels.jacobian_gram import cut_tiles, pair_count
+
 DEPTHWISE_CHANNELS = 16
 DEPTHWISE_PRODUCTS = 2**12
 DEPTHWISE_WARPS = 4
@@ -198,21 +198,14 @@ def choose_tile(samples: int) -> Tile:
     return next((tile for tile in TILES if samples <= tile.rows), TILES[-1])
 
 
-def pair_count(samples: int, rows: int) -> int:
-    """Pairs of half blocks in which every two samples meet."""
-    blocks = max(2, triton.cdiv(samples, rows // 2))
-    return blocks * (blocks - 1) // 2
-
-
-def launch_jacobian_gram(left: Tensor, right: Tensor, precision: str, tile: Tile | None = None, splits: int | None = None) -> Tensor:
+def launch_jacobian_gram(left: Tensor, right: Tensor, precision: str, tile: Tile | None = None) -> Tensor:
     """(G, R, Q, O), (G, R', Q, I), none of them empty -> (G, R, R) float64; ``precision`` is ``"ieee"`` or ``"tf32"``."""
     groups, samples, positions, outputs = left.shape
     inputs = right.shape[3]
     tile = tile or choose_tile(samples)
     pairs = pair_count(samples, tile.rows)
     tiles = triton.cdiv(outputs, tile.outputs) * triton.cdiv(inputs, tile.inputs)
-    per_split = triton.cdiv(tiles, min(tiles, splits or triton.cdiv(TARGET_PROGRAMS, groups * pairs)))
-    splits = triton.cdiv(tiles, per_split)
+    splits, per_split = cut_tiles(tiles, groups * pairs)
     partial = torch.empty(groups, pairs, splits, tile.rows, tile.rows, dtype=torch.float64, device=left.device)
     out = torch.empty(groups, samples, samples, dtype=torch.float64, device=left.device)
     with torch.cuda.device_of(left):

@@ -1,7 +1,7 @@
 """Region hashing in Triton: see :mod:`engine.kernels.regions` for the function that is computed.
 
-One program reads the words of BLOCK_B samples, BLOCK_W words of 64 neurons at a time, and keeps one sum a sample and lane. With one
-program along the words the same launch finishes the state; with several, each stores its sum and a second launch adds them
+One program reads the words of BLOCK_B samples, BLOCK_W words of 64 neurons at a time, and keeps one sum a sample and lane. With
+one program along the words the same launch finishes the state; with several, each stores its sum and a second launch adds them
 (integers mod 2^64: any order gives the same bits).
 """
 
@@ -20,7 +20,7 @@ from engine.kernels.regions import GOLDEN, lane_count, signed
 # wide or scattered: compiled for sm_80 and sm_90, those would take over 200 registers, or spill.
 TILE_WORDS, SMALL_TILE_WORDS = 32, 16
 WARPS = 4
-# Programs that fill a large GPU several times over; only launch counts depend on it, never bits.
+# Programs that fill a large GPU several times over (a guess, not tuned on a device); the hash does not depend on it.
 TARGET_PROGRAMS = 1024
 
 

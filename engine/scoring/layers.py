@@ -13,6 +13,7 @@ from engine.kernels.depthwise import frozen_depthwise
 from engine.kernels.group_norm import frozen_group_norm
 from engine.kernels.sample_gradient import ConvGeometry
 from engine.scoring.capture import Capture, SamplesInteract, Use
+from engine.spaces.norms import batch_statistics
 
 
 def _tuple(value: int | tuple[int, ...] | list[int], length: int) -> tuple[int, ...]:
@@ -216,6 +217,10 @@ def _raw_batch_norm(
     return func(input, weight, bias, mean, var, training, *rest)
 
 
+def _batch_statistics(capture: Capture, func: Any, input: Tensor, groups: int) -> Tensor:
+    raise SamplesInteract
+
+
 RULES: dict[Any, Callable[..., Tensor]] = {
     torch.conv1d: _conv(1, False),
     torch.conv2d: _conv(2, False),
@@ -230,4 +235,5 @@ RULES: dict[Any, Callable[..., Tensor]] = {
     F.rms_norm: _rms_norm,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _raw_batch_norm,
+    batch_statistics: _batch_statistics,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from engine.errors import ConfigurationError
 
@@ -31,6 +32,15 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
+def batch_statistics(x: Tensor, groups: int) -> Tensor:
+    """What :class:`BatchStatistics` computes, as a function that a ``TorchFunctionMode`` sees, since it mixes samples."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(batch_statistics, (x,), x, groups)
+    grouped = x.unflatten(0, (groups, -1)).transpose(1, 2)
+    normal = torch.group_norm(grouped.flatten(2), x.shape[1], eps=1e-5)
+    return normal.view(grouped.shape).transpose(1, 2).flatten(0, 1)
+
+
 class BatchStatistics(nn.Module):
     """Batch normalisation by the statistics of the batch at hand, taken per group; nothing is learned or remembered.
 
@@ -42,12 +52,9 @@ class BatchStatistics(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
 
     def forward(self, x: Tensor, groups: int = 1) -> Tensor:
-        grouped = x.unflatten(0, (groups, -1)).transpose(1, 2)
-        normal = torch.group_norm(grouped.flatten(2), self.channels, eps=1e-5)
-        return normal.view(grouped.shape).transpose(1, 2).flatten(0, 1)
+        return batch_statistics(x, groups)
 
 
 class NoNorm(nn.Module):

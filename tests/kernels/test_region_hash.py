@@ -3,6 +3,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +111,13 @@ def test_memory_format_does_not_matter() -> None:
         assert torch.equal(fold_signs(state, same, 1), expected)
 
 
+def test_state_may_have_any_strides() -> None:
+    x, state, gate = noise(4, 10), some_state(4, 2), torch.tensor([True, False])
+    found = fold_signs(state.mT.contiguous().mT, x, 1, gate)
+    assert found.is_contiguous()
+    assert torch.equal(found, fold_signs(state, x, 1, gate))
+
+
 def test_gate_leaves_dead_groups_alone() -> None:
     x, state = noise(6, 10), some_state(6, 1)
     before = state.clone()
@@ -205,6 +215,11 @@ def test_compiles_whole() -> None:
     x, state = noise(4, 70).requires_grad_(), some_state(4, 1)
     compiled = torch.compile(lambda s, x: fold_signs(s, x.relu(), 3) ^ 1, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(state, x), fold_signs(state, x, 3) ^ 1)
+
+
+def test_importing_loads_no_triton() -> None:
+    code = "import sys, engine.kernels.regions, engine.kernels.episode; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
 
 
 Z, X = torch.zeros(4, dtype=torch.int64), torch.zeros(4, 3)

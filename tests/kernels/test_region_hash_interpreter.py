@@ -89,6 +89,11 @@ else:
         assert found["sliced"] == (210, 0, 2)
         assert found["permuted"] is None
 
+    @pytest.mark.parametrize("shape", [(3, 70), (2, 3, 5, 7)], ids=str)
+    def test_neurons_that_do_not_exist_are_not_above_a_negative_threshold(shape: tuple[int, ...]) -> None:
+        x, state = walled(noise(*shape)), some_state(shape[0], 2)
+        assert torch.equal(launch_fold_signs(state, x, seeds(1), -1.0, None), fold_signs_reference(state, x, 1, None, -1.0))
+
     def test_special_values() -> None:
         tiny = torch.tensor([[5e-324, -5e-324, 0.0, -0.0, math.nan, math.inf, -math.inf]], dtype=torch.float64)
         for x in (tiny, torch.tensor([[1e-45, -1e-45, 0.0, -0.0, math.nan, math.inf, -math.inf]])):

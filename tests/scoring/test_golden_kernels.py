@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_recipe import golden, golden_images, golden_patches, golden_supernet, golden_thin_supernet
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from engine.scoring.condition import condition_number
 from engine.scoring.kernels import gram, nngp, ntk
@@ -16,6 +17,7 @@ from engine.scoring.meta import metantk
 from engine.scoring.regions import linear_regions
 from engine.scoring.result import Score
 from engine.spaces.mixture import Mixture, full, uniform, without
+from engine.spaces.operations import gated_relu
 from engine.spaces.space import FEW_SHOT
 
 GOLDEN = golden()
@@ -126,22 +128,41 @@ def test_ablations_in_one_batch() -> None:
 
 
 def test_ablations_in_one_batch_in_float32() -> None:
-    """A rectifier or maximum whose arguments differ by less than float32 resolves may choose otherwise than in float64, and a
-    derivative jumps: seen in one of the twelve, which one depends on the memory format. Its smallest eigenvalues then move by
-    7e-4.
+    """1e-4 wherever float32 sees the same rectifiers open as float64. Where a pre-activation is smaller than float32 resolves,
+    one opens in one precision only, a derivative jumps, and no float32 computation of that network comes closer.
     """
     theta, head = ablations(torch.float32)
-    far = []
+    flipped = flips()
     for index, case in enumerate(ABLATIONS):
-        wanted = GOLDEN["ablations_round0"][case]
-        assert float(theta[index].trace()) == pytest.approx(wanted["ntk_trace"], rel=1e-4)
-        assert _value(condition_number(theta[index])) == pytest.approx(wanted["ntk_cond"], rel=1e-4)
-        check(theta[index], head[index], wanted, 1e-3)
-        try:
-            check(theta[index], head[index], wanted, PRECISIONS[torch.float32])
-        except AssertionError:
-            far.append(case)
-    assert len(far) <= 1
+        tolerance = 1e-3 if flipped[index] else PRECISIONS[torch.float32]
+        check(theta[index], head[index], GOLDEN["ablations_round0"][case], tolerance)
+    assert int((flipped > 0).sum()) <= 3
+    assert int(flipped.max()) <= 3, "a few of the millions of signs, not an error of the forward pass"
+
+
+def flips() -> Tensor:
+    """How many rectifiers of each ablation open in float32 and not in float64, or the other way round."""
+    alive = without(full(FEW_SHOT), [candidate(case) for case in ABLATIONS])
+    signs = []
+    for dtype in PRECISIONS:
+        with Signs(len(ABLATIONS)) as seen, torch.no_grad():
+            golden_supernet(dtype)(golden_images(dtype).repeat(len(ABLATIONS), 1, 1, 1), uniform(alive, dtype=dtype))
+        signs.append(seen.signs)
+    return sum(((a != b).sum(1) for a, b in zip(*signs, strict=True)), torch.zeros(len(ABLATIONS), dtype=torch.int64))
+
+
+class Signs(TorchFunctionMode):
+    """Records which rectifiers open, (groups, ...) a call."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.signs: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is gated_relu:
+            self.signs.append((args[0] > 0).view(self.groups, -1))
+        return func(*args, **(kwargs or {}))
 
 
 def ablations(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.scoring.condition import condition_number
 from engine.scoring.kernels import gram, nngp, ntk
+from engine.spaces.norms import BatchStatistics
 
 
 def _network() -> nn.Module:
@@ -255,3 +256,12 @@ def _linear() -> nn.Module:
 def test_what_does_not_fit_is_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ntk(**{"model": _linear(), "x": noise(N, 3), **arguments})
+
+
+def test_batch_statistics_of_the_spaces_are_known_to_mix_samples() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), BatchStatistics(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 2)).double()
+    x = torch.randn(4, 1, 4, 4, dtype=torch.float64)
+    weights = [model[0].weight, model[4].weight]
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(y, weights, retain_graph=True)]) for y in model(x).sum(1)]
+    wanted = torch.stack(rows) @ torch.stack(rows).T
+    assert torch.allclose(ntk(model, x), wanted, rtol=1e-10, atol=0)
