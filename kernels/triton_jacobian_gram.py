@@ -176,7 +176,6 @@ class Tile:
     batch: int = 8
     positions: int = 16
     warps: int = 8
-    stages: int = 2
 
     @property
     def constants(self) -> dict[str, int]:
@@ -189,13 +188,24 @@ class Tile:
         }
 
 
-# The largest tiles of 2^13 and 2^14 gradients that compile for sm_80 and sm_90 without spilling; not tuned on a GPU.
+# 2^14 gradients are 128 KiB in float64, which is what fits. These compile for sm_80 and sm_90 without spilling; not tuned on a GPU.
 TILES = (Tile(16, 32, 32), Tile(32, 16, 32), Tile(64, 16, 16))
 
 
 def choose_tile(samples: int) -> Tile:
     """The smallest tile that holds all samples, or the one with most."""
     return next((tile for tile in TILES if samples <= tile.rows), TILES[-1])
+
+
+def load_stages(left: Tensor, right: Tensor) -> int:
+    """Loads of whole vectors run one tile ahead; the addresses of single elements would take too many registers for that."""
+    whole = all(
+        factor.stride(3) == 1
+        and factor.data_ptr() % 16 == 0
+        and not any(size % 16 for size in (factor.shape[3], *factor.stride()[:3]))
+        for factor in (left, right)
+    )
+    return 2 if whole else 1
 
 
 def launch_jacobian_gram(left: Tensor, right: Tensor, precision: str, tile: Tile | None = None) -> Tensor:
@@ -226,7 +236,7 @@ def launch_jacobian_gram(left: Tensor, right: Tensor, precision: str, tile: Tile
             PRECISION=precision,
             **tile.constants,
             num_warps=tile.warps,
-            num_stages=tile.stages,
+            num_stages=load_stages(left, right),
         )
         add_partials_kernel[(triton.cdiv(out.numel(), 128),)](
             partial, out, out.numel(), samples, splits, pairs, ROWS=tile.rows, BLOCK=128, num_warps=4
@@ -255,14 +265,14 @@ def launch_depthwise_rows(left: Tensor, right: Tensor) -> Tensor:
             samples // right.shape[1],
             *left.stride(),
             *right.stride(),
-            BLOCK_Q=depthwise_positions(taps),
-            BLOCK_C=DEPTHWISE_CHANNELS,
-            BLOCK_T=triton.next_power_of_2(taps),
+            **depthwise_constants(taps),
             num_warps=DEPTHWISE_WARPS,
         )
     return rows
 
 
-def depthwise_positions(taps: int) -> int:
-    """Positions a program takes at a time, so that a thread holds 32 products."""
-    return max(1, DEPTHWISE_PRODUCTS // DEPTHWISE_CHANNELS // triton.next_power_of_2(taps))
+def depthwise_constants(taps: int) -> dict[str, int]:
+    """A program takes as many positions at a time as give a thread 32 products."""
+    columns = triton.next_power_of_2(taps)
+    positions = max(1, DEPTHWISE_PRODUCTS // DEPTHWISE_CHANNELS // columns)
+    return {"BLOCK_Q": positions, "BLOCK_C": DEPTHWISE_CHANNELS, "BLOCK_T": columns}

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from engine.kernels.cuda_regions import launch_fold_signs_cuda
+from engine.kernels.cuda_source import cupy_available
 from engine.kernels.episode import gather_episode, gather_episode_reference
-from engine.kernels.regions import DTYPES, GOLDEN, count_distinct, fold_signs, fold_signs_reference, seeds
+from engine.kernels.regions import DTYPES, count_distinct, fold_signs, fold_signs_reference, seeds
 from engine.runs.streams import stream
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
 ]
-
-CUDA_SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "regions.cu"
 
 # Few long samples (several programs each), the search's 126 ablations x 200 patches, a stage of a C = 48 network, odd ones.
 SHAPES = [(3, 16, 224, 224), (25200, 1, 3, 3), (256, 48, 32, 32), (5, 123, 17), (1, 1), (4, 0)]
@@ -77,29 +74,14 @@ def test_folding_and_counting_can_be_captured() -> None:
     assert torch.equal(hashes, fold_signs_reference(state, x, 0, gate))
 
 
-@pytest.mark.parametrize("name", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(3, 802816), (25200, 9), (256, 49152), (5, 2091)], ids=str)
-def test_cuda_source_equals_reference(shape: tuple[int, int], name: str) -> None:
-    cupy = pytest.importorskip("cupy")
-    (samples, neurons), warps, words_per_split = shape, 4, 256
-    x, state = noise(*shape).to(getattr(torch, name)), some_state(samples)
-    splits = -(-neurons // (64 * words_per_split))
-    partial, out = torch.empty(splits, samples, 2, dtype=torch.int64, device="cuda"), torch.empty_like(state)
-    module = cupy.RawModule(code=CUDA_SOURCE.read_text(), options=("-std=c++17",))
-    i, u, no_gate = np.int32, np.uint64, np.uint64(0)
-    with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-        pointers = [u(tensor.data_ptr()) for tensor in (x, partial, state, out)]
-        arguments = (i(samples), i(neurons), np.int64(neurons), i(samples), i(words_per_split), np.float32(0.25))
-        keys = tuple(u(seed) for seed in seeds(5))
-        module.get_function(f"fold_signs_{name}")(
-            (-(-samples // warps), splits), (32 * warps,), (pointers[0], no_gate, pointers[1], *arguments, *keys, i(2))
-        )
-        module.get_function("finish_signs")(
-            (-(-2 * samples // 128),),
-            (128,),
-            (pointers[1], no_gate, *pointers[2:], i(2 * samples), i(2), i(splits), i(samples), u(neurons * GOLDEN % 2**64)),
-        )
-    assert torch.equal(out, fold_signs_reference(state, x, 5, None, 0.25))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 16, 224, 224), (25200, 1, 3, 3), (256, 48, 32, 32), (5, 123, 17)], ids=str)
+def test_cuda_source_equals_reference(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if not cupy_available():
+        pytest.skip("CuPy, which compiles csrc, is not installed")
+    x, state, gate = noise(*shape).to(dtype), some_state(shape[0]), torch.arange(shape[0], device="cuda") % 3 != 0
+    found = launch_fold_signs_cuda(state, x, seeds(5), 0.25, gate)
+    assert torch.equal(found, fold_signs_reference(state, x, 5, gate, 0.25))
 
 
 @pytest.mark.parametrize(

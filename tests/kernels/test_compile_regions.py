@@ -165,7 +165,7 @@ def test_cuda_source_compiles_without_spills(arch: int, tmp_path: Path) -> None:
     assert (
         re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report) == [("0", "0", "0")] * 3
     )
-    assert all(int(registers) <= 40 for registers in re.findall(r"Used (\d+) registers", report))
+    assert all(int(registers) <= 48 for registers in re.findall(r"Used (\d+) registers", report))
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

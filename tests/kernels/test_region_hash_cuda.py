@@ -5,29 +5,32 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.kernels.regions import GOLDEN, fold_signs_reference, seeds
+from engine.kernels import cuda_regions
+from engine.kernels.cuda_regions import launch_fold_signs_cuda
+from engine.kernels.regions import fold_signs_reference, seeds
 from engine.runs.streams import stream
 
 SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "regions.cu"
-WARPS = 2
 
 HOST = r"""
 #include <algorithm>
 #include <barrier>
 #include <cstring>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 #define __device__
 #define __global__
 using std::min;
-struct Index { int x, y; };
+struct Index { int x; };
 struct Warp { std::barrier<> meeting{32}; unsigned long long said[32]; };
 thread_local Index threadIdx, blockIdx, blockDim;
 thread_local Warp* warp;
@@ -58,89 +61,87 @@ float __uint_as_float(unsigned bits) {
 
 #include "regions.cu"
 
-template <typename Kernel, typename... Arguments>
-void launch(Kernel kernel, int blocks, int splits, int threads, bool warps, Arguments... arguments) {
-  for (int y = 0; y < splits; ++y)
-    for (int x = 0; x < blocks; ++x)
-      for (int first = 0; first < threads; first += warps ? 32 : 1) {
-        Warp shared;
-        auto run = [&](int thread) {
-          warp = &shared, threadIdx = {thread, 0}, blockIdx = {x, y}, blockDim = {threads, 1};
-          kernel(arguments...);
-        };
-        if (!warps) { run(first); continue; }
-        std::vector<std::thread> lanes;
-        for (int lane = 0; lane < 32; ++lane) lanes.emplace_back(run, first + lane);
-        for (auto& lane : lanes) lane.join();
-      }
+template <typename T> T as(long long value) {
+  if constexpr (std::is_pointer_v<T>) return reinterpret_cast<T>(value);
+  else return static_cast<T>(value);
 }
-
-extern "C" void host_fold_signs(int bfloat16, const void* x, const unsigned char* gate, u64* partial, const u64* state, u64* out,
-                                int samples, int neurons, long long stride, int groups, int words_per_split, float threshold,
-                                u64 seed0, u64 seed1, u64 length, int lanes, int splits, int warps) {
-  const int blocks = (samples + warps - 1) / warps, per_group = samples / groups, size = samples * lanes;
-  if (bfloat16)
-    launch(fold_signs_bfloat16, blocks, splits, 32 * warps, true, static_cast<const unsigned short*>(x), gate, partial, samples,
-           neurons, stride, per_group, words_per_split, threshold, seed0, seed1, lanes);
-  else
-    launch(fold_signs_float32, blocks, splits, 32 * warps, true, static_cast<const float*>(x), gate, partial, samples, neurons,
-           stride, per_group, words_per_split, threshold, seed0, seed1, lanes);
-  launch(finish_signs, (size + 127) / 128, 1, 128, false, partial, gate, state, out, size, lanes, splits, per_group, length);
+template <typename... Types, std::size_t... At>
+void play(void (*kernel)(Types...), int blocks, int threads, const long long* arguments, std::index_sequence<At...>) {
+  for (int block = 0; block < blocks; ++block)
+    for (int first = 0; first < threads; first += 32) {
+      Warp shared;
+      std::vector<std::thread> lanes;
+      for (int lane = 0; lane < 32; ++lane)
+        lanes.emplace_back([&, lane] {
+          warp = &shared, threadIdx = {first + lane}, blockIdx = {block}, blockDim = {threads};
+          kernel(as<Types>(arguments[At])...);
+        });
+      for (auto& lane : lanes) lane.join();
+    }
 }
+template <typename... Types> void play(void (*kernel)(Types...), int blocks, int threads, const long long* arguments) {
+  play(kernel, blocks, threads, arguments, std::index_sequence_for<Types...>{});
+}
+#define HOST(name) \
+  extern "C" void host_##name(int blocks, int threads, const long long* arguments) { play(name, blocks, threads, arguments); }
+HOST(fold_signs_float32)
+HOST(fold_signs_bfloat16)
+HOST(finish_signs)
 """
-
-Fold = Callable[[Tensor, Tensor, int, float, Tensor | None, int], Tensor]
 
 
 @pytest.fixture(scope="module")
-def fold(tmp_path_factory: pytest.TempPathFactory) -> Fold:
+def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("g++, which plays the GPU, is not on PATH")
     folder = tmp_path_factory.mktemp("host")
     (folder / "host.cpp").write_text(HOST)
-    library = folder / "host.so"
     flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-unknown-pragmas", f"-I{SOURCE.parent}"]
-    subprocess.run([compiler, *flags, str(folder / "host.cpp"), "-o", str(library)], check=True, capture_output=True, text=True)
-    function = ctypes.CDLL(str(library)).host_fold_signs
-    function.restype = None
-    function.argtypes = [
-        ctypes.c_int,
-        *[ctypes.c_void_p] * 5,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_longlong,
-        ctypes.c_int,
-        ctypes.c_int,
-    ]
-    function.argtypes += [ctypes.c_float, *[ctypes.c_uint64] * 3, *[ctypes.c_int] * 3]
+    done = subprocess.run([compiler, *flags, "host.cpp", "-o", "host.so"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(folder / "host.so"))
 
-    def call(state: Tensor, x: Tensor, salt: int, threshold: float, gate: Tensor | None, words_per_split: int) -> Tensor:
-        (samples, neurons), lanes = x.shape, 1 if state.ndim == 1 else 2
-        splits = max(1, -(-neurons // (64 * words_per_split)))
-        partial, out = torch.full((splits, samples, lanes), -1), torch.full_like(state, -1)
-        pointers = [tensor.data_ptr() for tensor in (partial, state, out)]
-        flags = None if gate is None else gate.data_ptr()
-        groups = 1 if gate is None else len(gate)
-        function(
-            int(x.dtype == torch.bfloat16), x.data_ptr(), flags, *pointers, samples, neurons, x.stride(0), groups,
-            words_per_split, threshold, *seeds(salt), neurons * GOLDEN % 2**64, lanes, splits, WARPS,
-        )  # fmt: skip
-        return out
 
-    return call
+@pytest.fixture(autouse=True)
+def played_on_the_host(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(name: str, blocks: int, threads: int, arguments: Sequence[Tensor | int]) -> None:
+        values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+        getattr(library, f"host_{name}")(blocks, threads, (ctypes.c_longlong * len(values))(*values))
+
+    monkeypatch.setattr(cuda_regions, "cuda_function", lambda source, name: name)
+    monkeypatch.setattr(cuda_regions, "launch", launch)
+    monkeypatch.setattr(cuda_regions, "WARPS", 2)
+    monkeypatch.setattr(cuda_regions, "FINISH_THREADS", 32)
+
+
+def case(samples: int, neurons: int, lanes: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """States and activations that lie between others, which must not be read."""
+    wide = torch.full((samples, neurons + 3), 9.0, dtype=dtype)
+    wide[:, :neurons] = torch.randn(samples, neurons, generator=stream(0, "test-region-hash-cuda"))
+    state = torch.randint(-(2**63), 2**63 - 1, (samples, 2), generator=stream(0, "test-region-hash-cuda", 1))
+    return state[:, 0] if lanes == 1 else state, wide[:, :neurons]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("shape", [(4, 9), (3, 64), (1, 130), (2, 2100)], ids=str)
-def test_source_computes_the_reference(fold: Fold, shape: tuple[int, int], dtype: torch.dtype, lanes: int) -> None:
-    wide = torch.randn(shape[0], shape[1] + 3, generator=stream(0, "test-region-hash-cuda")).to(dtype)
-    x, state = (
-        wide[:, : shape[1]],
-        torch.randint(-(2**63), 2**63 - 1, (shape[0], 2), generator=stream(0, "test-region-hash-cuda", 1)),
-    )
-    state = state[:, 0].contiguous() if lanes == 1 else state
+def test_source_computes_the_reference(shape: tuple[int, int], dtype: torch.dtype, lanes: int) -> None:
+    state, x = case(*shape, lanes, dtype)
     gate = torch.tensor([True, False]) if shape[0] % 2 == 0 else None
-    assert torch.equal(fold(state, x, 5, 0.25, gate, 32), fold_signs_reference(state, x, 5, gate, 0.25))
-    assert torch.equal(fold(state, x, 5, -1.0, None, 64), fold_signs_reference(state, x, 5, None, -1.0))
+    found = launch_fold_signs_cuda(state, x, seeds(5), 0.25, gate)
+    assert torch.equal(found, fold_signs_reference(state, x, 5, gate, 0.25))
+    assert torch.equal(launch_fold_signs_cuda(state, x, seeds(5), -1.0, None), fold_signs_reference(state, x, 5, None, -1.0))
+
+
+@pytest.mark.parametrize("warps", [1, 2, 5, 100])
+def test_splits_give_the_same_bits(warps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_regions, "TARGET_WARPS", warps)
+    state, x = case(2, 5 * 2048 + 70, 2, torch.float32)
+    assert torch.equal(launch_fold_signs_cuda(state, x, seeds(0), 0.0, None), fold_signs_reference(state, x, 0))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 3).double(), torch.zeros(2, 3, 4).mT, torch.zeros(2, 0)])
+def test_what_it_does_not_take_is_named(x: Tensor) -> None:
+    with pytest.raises(ValueError, match="x: expected float32 or bfloat16"):
+        launch_fold_signs_cuda(torch.zeros(2, dtype=torch.int64), x, seeds(0), 0.0, None)

@@ -1,0 +1,95 @@
+"""Kernels compiled for GPUs that are not here: no spills, a register ceiling, the instructions that were meant."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aot import ARCHITECTURES, ROOT, Report, compile_cuda, compile_triton, nvcc, run_apart
+
+SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
+# A block may ask for this much on sm_80, the smaller of the two.
+SHARED_LIMIT = 163 * 1024
+
+
+def compile_jacobian_gram() -> Report:
+    from engine.kernels import triton_jacobian_gram as jacobian
+
+    found = {}
+    strides = ["left_group", "left_sample", "left_position", "right_group", "right_sample", "right_position"]
+    # (dtype, whole vectors?): whether channels lie side by side, in multiples of 16, as in the channels_last format.
+    layouts: list[tuple[str, bool]] = [("fp32", True), ("fp32", False), ("bf16", False)]
+    for tile in jacobian.TILES:
+        for precision in ("ieee", "tf32"):
+            for arch in ARCHITECTURES:
+                for dtype, whole in layouts:
+                    if dtype == "bf16" and arch == 80:
+                        continue
+                    constants: dict[str, Any] = {"PRECISION": precision, **tile.constants}
+                    found[f"partial_gram {tile.rows} {precision} {dtype} {'whole' if whole else 'single'} sm_{arch}"] = compile_triton(
+                        jacobian.partial_gram_kernel,
+                        {"left_ptr": f"*{dtype}", "right_ptr": f"*{dtype}", "partial_ptr": "*fp64"},
+                        constants | ({"left_output": 1, "right_input": 1} if whole else {}),
+                        arch,
+                        aligned=["outputs", "inputs", *strides] if whole else [],
+                        warps=tile.warps,
+                        stages=2 if whole else 1,
+                    )
+    for arch in ARCHITECTURES:
+        found[f"add_partials sm_{arch}"] = compile_triton(
+            jacobian.add_partials_kernel, {"partial_ptr": "*fp64", "out_ptr": "*fp64"}, {"ROWS": 32, "BLOCK": 128}, arch
+        )
+        for taps in (1, 9, 25, 49):
+            for dtype in ("fp32", "bf16"):
+                found[f"depthwise_rows {taps} {dtype} sm_{arch}"] = compile_triton(
+                    jacobian.depthwise_rows_kernel,
+                    {"left_ptr": f"*{dtype}", "right_ptr": f"*{dtype}", "rows_ptr": "*fp32"},
+                    jacobian.depthwise_constants(taps),
+                    arch,
+                    warps=jacobian.DEPTHWISE_WARPS,
+                )
+    return found
+
+
+@pytest.fixture(scope="module")
+def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    if find_spec("triton") is None:
+        pytest.skip("triton, whose compiler is asked, is not installed")
+    return run_apart(__file__, tmp_path_factory.mktemp("triton"))
+
+
+def test_triton_kernels_do_not_spill_and_fit_in_shared_memory(triton_kernels: Report) -> None:
+    assert triton_kernels
+    wrong = {name: made for name, made in triton_kernels.items() if made["spills"] or made["shared"] > SHARED_LIMIT}
+    assert not wrong
+
+
+def test_gram_products_run_on_float64_tensor_cores_and_gradients_on_tf32_ones_where_allowed(triton_kernels: Report) -> None:
+    grams = {name: made for name, made in triton_kernels.items() if name.startswith("partial_gram")}
+    assert all(made["tensor64"] > 0 for made in grams.values())
+    assert all((made["tensor"] > 0) == ("tf32" in name) for name, made in grams.items())
+
+
+def test_depthwise_rows_leave_room_for_two_blocks_or_more(triton_kernels: Report) -> None:
+    assert all(made["registers"] <= 168 for name, made in triton_kernels.items() if name.startswith("depthwise"))
+
+
+def test_channels_last_float32_is_loaded_in_whole_vectors(triton_kernels: Report) -> None:
+    assert all(made["wide loads"] > 0 for name, made in triton_kernels.items() if "fp32 whole" in name)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_cuda_sources_do_not_spill(source: Path, arch: int, tmp_path: Path) -> None:
+    if nvcc() is None:
+        pytest.skip("nvcc is neither on PATH nor in /usr/local/cuda/bin")
+    kernels = compile_cuda(source, arch, tmp_path)
+    assert kernels
+    assert not {name: made for name, made in kernels.items() if made["spills"] or made["registers"] > 255}
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_jacobian_gram()))
