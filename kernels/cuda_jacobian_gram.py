@@ -9,7 +9,7 @@ from engine.kernels.cuda_source import cuda_function, launch
 from engine.kernels.jacobian_gram import cut_tiles, pair_count
 
 SOURCE = "jacobian_gram.cu"
-# As in the source: samples of a block, outputs and inputs of a tile, threads; and the floats of 8 warps' stages and 32 samples' tiles.
+# As in the source: samples of a block, outputs and inputs of a tile, threads; floats of 8 warps' stages and of 32 samples' tiles.
 ROWS, TILE, THREADS = 32, 32, 256
 SHARED_BYTES = 4 * (8 * 512 + ROWS * (TILE * TILE + 1))
 

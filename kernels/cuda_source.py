@@ -17,10 +17,17 @@ def cupy_available() -> bool:
     return find_spec("cupy") is not None
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a block may ask for: 227 KiB on sm_90, 163 on sm_80, 99 on sm_86, sm_89 and sm_120."""
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stubs lack the name
+    return properties.shared_memory_per_block_optin
+
+
 @cache
 def cuda_function(source: str, name: str, shared_bytes: int = 0) -> Any:
-    """The kernel ``name`` of csrc/``source``, allowed ``shared_bytes`` of dynamic shared memory. CuPy compiles it once a device and
-    keeps the result on disk.
+    """The kernel ``name`` of csrc/``source``, allowed ``shared_bytes`` of dynamic shared memory.
+
+    CuPy compiles it when it first runs on a device and keeps the result on disk.
     """
     import cupy
 

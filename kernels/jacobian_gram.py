@@ -5,9 +5,10 @@ A layer that multiplies its input by a weight at Q positions has, for sample r, 
     G_r = sum_q left_rq right_rq^T            (outputs x inputs; left: gradient of the layer's output, right: its input)
 
 and adds sum over (o, i) of G_r[o, i] G_s[o, i] to element (r, s) of a tangent kernel. Depthwise convolutions have G_r[c, t] =
-sum_q left_rqc right_rqct, with the T input positions that output position q reads in channel c. On a GPU the fused kernel forms a
-tile of the gradients of all samples, multiplies it with itself and drops it: nothing but (R, R) sums leaves the chip. Gradients are
-float32, products and sums float64, since a float32 Gram matrix loses the smallest eigenvalues (see :mod:`engine.kernels.gram`).
+sum_q left_rqc right_rqct, with the T input positions that output position q reads in channel c. On a GPU the fused kernel forms
+a tile of the gradients of all samples, multiplies it with itself and drops it: nothing but (R, R) sums leaves the chip. Gradients
+are float32, products and sums float64, since a float32 Gram matrix loses the smallest eigenvalues (see
+:mod:`engine.kernels.gram`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from engine.kernels.cuda_source import cupy_available
+from engine.kernels.cuda_source import cupy_available, shared_memory
 from engine.kernels.gram import add_contracted_gram, add_gram
 from engine.kernels.sample_gradient import ConvGeometry, linear_sample_gradient
 
@@ -39,22 +40,24 @@ def add_jacobian_gram(total: Tensor, left: Tensor, right: Tensor, *, float32_pre
     Args:
         total: (G, R, R) float64, the running sum of G groups (candidates) that are not compared with each other.
         left: gradients of the outputs, (G, R, Q, O); a linear head without positions has Q = 1.
-        right: inputs, (G, R', Q, I), R' dividing R: row r' serves the R/R' consecutive rows of left (K outputs of one sample).
-            Depthwise: left (G, R, Q, C) with right (G, R', Q, C, T), or left (G, R, H, W, C) with right (G, R', H, W, C, kh, kw),
-            which :func:`depthwise_windows` makes without a copy.
-        float32_precision: ``"tf32"`` allows the products of a gradient to be rounded to 10 bits on a GPU's tensor cores, whatever
-            torch's own setting (measured: condition numbers move by 1e-3, single gradients by 1e-2); sums stay float32, the Gram float64.
+        right: inputs, (G, R', Q, I), R' dividing R: row r' serves the R/R' consecutive rows of left (the K outputs of one
+            sample). Depthwise: left (G, R, Q, C) with right (G, R', Q, C, T), or left (G, R, H, W, C) with right (G, R', H, W,
+            C, kh, kw), which :func:`depthwise_windows` makes without a copy.
+        float32_precision: ``"tf32"`` allows a GPU's tensor cores to round the factors to 10 bits, and ``"ieee"`` forbids it,
+            whatever torch's own setting. In a small network TF32 moved condition numbers by 1e-3 to 6e-3 (reference note
+            metantk-nas, 9b). Depthwise gradients are never rounded.
 
-    left and right are both float32, bfloat16, float16 (widened to float32 when read) or float64 (formed in float64), of any strides.
+    left and right are both float32, bfloat16 or float16 (widened when read), or float64 (formed in float64), of any strides.
 
-    Costs G R Q P multiply-adds for P parameters a gradient and G R^2 P float64 ones. On the CPU, and where contracting the factors
-    is cheaper (few positions), see :mod:`engine.kernels.gram`. On a GPU the dense kernel's gradients stay in registers; above 64 rows
-    each is formed ceil(R/32) - 1 times. It fills the GPU where G * ceil(O/16) * ceil(I/32) is some hundreds: batch the candidates. A depthwise
-    gradient, T/(H W) of its layer's input, does pass through memory. Repeated runs give the same bits.
+    Costs G R Q P multiply-adds for P parameters a gradient, and G R^2 P float64 ones; contracts the factors where that is
+    cheaper (few positions, see :func:`engine.kernels.gram.add_contracted_gram`). On the CPU gradients are formed for a block of
+    outputs at a time. On a GPU the dense ones stay on the chip; above 64 rows each is formed ceil(R/32) - 1 times. It has G
+    ceil(O/16) ceil(I/32) tiles to share among its multiprocessors, so candidates should come in batches. A depthwise gradient,
+    T/(H W) of its layer's input, does pass through memory. Repeated runs give the same bits.
 
     Raises:
-        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device; or one that requires a gradient where gradients
-            are recorded. Scores are not differentiated, and no derivative of any order is defined: detach the arguments.
+        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device; or one that requires a gradient where
+            gradients are recorded: scores are not differentiated, so no derivative of any order is defined.
     """
     _check(total, left, right, float32_precision)
     if left.dim() == right.dim():
@@ -77,7 +80,7 @@ def jacobian_gram_reference(left: Tensor, right: Tensor) -> Tensor:
 
 
 def depthwise_windows(x: Tensor, geometry: ConvGeometry) -> Tensor:
-    """What a depthwise 2-D convolution reads: (N, C, H, W) -> (N, H', W', C, kh, kw), a view of ``x`` (of its padded copy if any)."""
+    """What a depthwise 2-D convolution reads: (N, C, H, W) -> (N, H', W', C, kh, kw), a view of ``x``, or of a padded copy."""
     (kh, kw), (ph, pw) = geometry.kernel, geometry.padding
     (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
     padded = torch.nn.functional.pad(x, (pw, pw, ph, ph)) if ph or pw else x
@@ -139,9 +142,10 @@ def _(left: Tensor, right: Tensor, float32_precision: str) -> Tensor:
 
         return launch_jacobian_gram(left, right, float32_precision)
     if left.dtype == torch.float32 and cupy_available():
-        from engine.kernels.cuda_jacobian_gram import launch_jacobian_gram_cuda
+        from engine.kernels.cuda_jacobian_gram import SHARED_BYTES, launch_jacobian_gram_cuda
 
-        return launch_jacobian_gram_cuda(left, right)
+        if shared_memory(left.device) >= SHARED_BYTES:
+            return launch_jacobian_gram_cuda(left, right)
     # Torch's float32 products may be TF32, by a setting that is not ours to change; its float64 ones never are.
     return _dense_plain(left.double(), right.double())
 

@@ -1,11 +1,12 @@
 """Per-sample Jacobian and Gram in Triton: see :mod:`engine.kernels.jacobian_gram` for the function that is computed.
 
-A program takes ROWS samples of one candidate and a run of parameter tiles. It forms the tile of all its samples' gradients in registers (a
-batched product over positions), widens it to float64, multiplies it with itself and goes on to the next tile; its sum of (ROWS, ROWS) products
-is all that it stores. A second launch adds the sums in a fixed order, so that repeated runs give the same bits.
+A program takes ROWS samples of one candidate and a run of parameter tiles. It forms the tile of its samples' gradients in
+registers, a batch of samples at a time (a batched product over positions), widens it to float64, multiplies it with itself and
+goes on to the next tile; its sum of (ROWS, ROWS) products is all that it stores. A second launch adds the sums in a fixed
+order, so that repeated runs give the same bits.
 
-More than ROWS samples are taken in pairs of half blocks: the program of pair (a, b) holds the ROWS/2 samples of a and those of b, so
-every two samples meet in some program, and a gradient is formed once for every other half block.
+More than ROWS samples are taken in pairs of half blocks: the program of pair (a, b) holds the ROWS/2 samples of a and those of b,
+so every two samples meet in some program, and a gradient is formed once for every other half block.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.cuda_source import shared_memory
 from engine.kernels.jacobian_gram import cut_tiles, pair_count
 
 DEPTHWISE_CHANNELS = 16
-DEPTHWISE_PRODUCTS = 2**12
+DEPTHWISE_PRODUCTS = 2**11
 DEPTHWISE_WARPS = 4
 
 
@@ -96,7 +98,7 @@ def partial_gram_kernel(
 
 @triton.jit(do_not_specialize=["size", "samples", "splits", "pairs"])
 def add_partials_kernel(partial_ptr, out_ptr, size, samples, splits, pairs, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """out (G, samples, samples), ``size`` elements: the splits' sums in order. Element (r, s) is read where (s, r) is: exactly symmetric."""
+    """out (G, samples, samples), ``size`` elements: the splits' sums in order; (r, s) and (s, r) read the same."""
     HALF: tl.constexpr = ROWS // 2
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = element < size
@@ -143,7 +145,7 @@ def depthwise_rows_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """rows (G, samples, channels, taps) float32: one program a sample and block of channels, summed over positions in a fixed order."""
+    """rows (G, samples, channels, taps) float32: one program a sample and block of channels."""
     program = tl.program_id(0)
     row = (program // channel_blocks).to(tl.int64)
     group, sample = row // samples, row % samples
@@ -168,7 +170,10 @@ def depthwise_rows_kernel(
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program of :func:`partial_gram_kernel` holds: ``rows`` samples, formed ``batch`` at a time, of (outputs, inputs) parameters."""
+    """What a program of :func:`partial_gram_kernel` holds: ``outputs`` x ``inputs`` parameters of ``rows`` samples.
+
+    It forms them for ``batch`` samples and reads ``positions`` positions at a time.
+    """
 
     rows: int
     outputs: int
@@ -188,13 +193,16 @@ class Tile:
         }
 
 
-# 2^14 gradients are 128 KiB in float64, which is what fits. These compile for sm_80 and sm_90 without spilling; not tuned on a GPU.
+# 2^14 gradients are 128 KiB in float64, which is what fits. Compiled for sm_80 and sm_90 without spilling; not tuned on a GPU.
 TILES = (Tile(16, 32, 32), Tile(32, 16, 32), Tile(64, 16, 16))
+# Half as much, for GPUs that give a block less than 128 KiB (sm_86, sm_89, sm_120).
+SMALL_TILES = (Tile(16, 16, 32, batch=4), Tile(32, 16, 16, batch=4))
 
 
-def choose_tile(samples: int) -> Tile:
-    """The smallest tile that holds all samples, or the one with most."""
-    return next((tile for tile in TILES if samples <= tile.rows), TILES[-1])
+def choose_tile(samples: int, device: torch.device) -> Tile:
+    """The smallest tile that holds all samples, or the one with most, of those that fit on the device."""
+    tiles = SMALL_TILES if device.type == "cuda" and shared_memory(device) < 128 * 1024 else TILES
+    return next((tile for tile in tiles if samples <= tile.rows), tiles[-1])
 
 
 def load_stages(left: Tensor, right: Tensor) -> int:
@@ -212,7 +220,7 @@ def launch_jacobian_gram(left: Tensor, right: Tensor, precision: str, tile: Tile
     """(G, R, Q, O), (G, R', Q, I), none of them empty -> (G, R, R) float64; ``precision`` is ``"ieee"`` or ``"tf32"``."""
     groups, samples, positions, outputs = left.shape
     inputs = right.shape[3]
-    tile = tile or choose_tile(samples)
+    tile = tile or choose_tile(samples, left.device)
     pairs = pair_count(samples, tile.rows)
     tiles = triton.cdiv(outputs, tile.outputs) * triton.cdiv(inputs, tile.inputs)
     splits, per_split = cut_tiles(tiles, groups * pairs)
@@ -272,7 +280,7 @@ def launch_depthwise_rows(left: Tensor, right: Tensor) -> Tensor:
 
 
 def depthwise_constants(taps: int) -> dict[str, int]:
-    """A program takes as many positions at a time as give a thread 32 products."""
+    """A program takes as many positions at a time as give a thread 16 products."""
     columns = triton.next_power_of_2(taps)
     positions = max(1, DEPTHWISE_PRODUCTS // DEPTHWISE_CHANNELS // columns)
     return {"BLOCK_Q": positions, "BLOCK_C": DEPTHWISE_CHANNELS, "BLOCK_T": columns}

@@ -11,8 +11,9 @@ import pytest
 from aot import ARCHITECTURES, ROOT, Report, compile_cuda, compile_triton, nvcc, run_apart
 
 SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
-# A block may ask for this much on sm_80, the smaller of the two.
-SHARED_LIMIT = 163 * 1024
+SMALL_ARCHITECTURE = 89
+# What a block may ask for on sm_80, and on GPUs that have less.
+SHARED_LIMIT, SMALL_SHARED_LIMIT = 163 * 1024, 99 * 1024
 
 
 def compile_jacobian_gram() -> Report:
@@ -22,14 +23,15 @@ def compile_jacobian_gram() -> Report:
     strides = ["left_group", "left_sample", "left_position", "right_group", "right_sample", "right_position"]
     # (dtype, whole vectors?): whether channels lie side by side, in multiples of 16, as in the channels_last format.
     layouts: list[tuple[str, bool]] = [("fp32", True), ("fp32", False), ("bf16", False)]
-    for tile in jacobian.TILES:
+    for tile in (*jacobian.TILES, *jacobian.SMALL_TILES):
         for precision in ("ieee", "tf32"):
-            for arch in ARCHITECTURES:
+            for arch in ARCHITECTURES if tile in jacobian.TILES else [SMALL_ARCHITECTURE]:
                 for dtype, whole in layouts:
-                    if dtype == "bf16" and arch == 80:
+                    if dtype == "bf16" and (arch, tile.rows) != (90, 32):  # fewer loads in flight than float32 has
                         continue
                     constants: dict[str, Any] = {"PRECISION": precision, **tile.constants}
-                    found[f"partial_gram {tile.rows} {precision} {dtype} {'whole' if whole else 'single'} sm_{arch}"] = compile_triton(
+                    size, loads = f"{tile.rows}x{tile.outputs}x{tile.inputs}", "whole" if whole else "single"
+                    found[f"partial_gram {size} {precision} {dtype} {loads} sm_{arch}"] = compile_triton(
                         jacobian.partial_gram_kernel,
                         {"left_ptr": f"*{dtype}", "right_ptr": f"*{dtype}", "partial_ptr": "*fp64"},
                         constants | ({"left_output": 1, "right_input": 1} if whole else {}),
@@ -42,7 +44,7 @@ def compile_jacobian_gram() -> Report:
         found[f"add_partials sm_{arch}"] = compile_triton(
             jacobian.add_partials_kernel, {"partial_ptr": "*fp64", "out_ptr": "*fp64"}, {"ROWS": 32, "BLOCK": 128}, arch
         )
-        for taps in (1, 9, 25, 49):
+        for taps in (1, 9, 25):
             for dtype in ("fp32", "bf16"):
                 found[f"depthwise_rows {taps} {dtype} sm_{arch}"] = compile_triton(
                     jacobian.depthwise_rows_kernel,
@@ -63,18 +65,19 @@ def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 def test_triton_kernels_do_not_spill_and_fit_in_shared_memory(triton_kernels: Report) -> None:
     assert triton_kernels
-    wrong = {name: made for name, made in triton_kernels.items() if made["spills"] or made["shared"] > SHARED_LIMIT}
-    assert not wrong
+    for name, made in triton_kernels.items():
+        limit = SMALL_SHARED_LIMIT if name.endswith(f"sm_{SMALL_ARCHITECTURE}") else SHARED_LIMIT
+        assert (made["spills"], made["shared"] <= limit) == (0, True), (name, made)
 
 
 def test_gram_products_run_on_float64_tensor_cores_and_gradients_on_tf32_ones_where_allowed(triton_kernels: Report) -> None:
     grams = {name: made for name, made in triton_kernels.items() if name.startswith("partial_gram")}
-    assert all(made["tensor64"] > 0 for made in grams.values())
+    assert all((made["tensor64"] > 0) == (f"sm_{SMALL_ARCHITECTURE}" not in name) for name, made in grams.items())
     assert all((made["tensor"] > 0) == ("tf32" in name) for name, made in grams.items())
 
 
-def test_depthwise_rows_leave_room_for_two_blocks_or_more(triton_kernels: Report) -> None:
-    assert all(made["registers"] <= 168 for name, made in triton_kernels.items() if name.startswith("depthwise"))
+def test_depthwise_rows_leave_room_for_four_blocks(triton_kernels: Report) -> None:
+    assert all(made["registers"] <= 128 for name, made in triton_kernels.items() if name.startswith("depthwise"))
 
 
 def test_channels_last_float32_is_loaded_in_whole_vectors(triton_kernels: Report) -> None:
