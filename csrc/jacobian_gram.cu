@@ -1,15 +1,17 @@
 // Per-sample Jacobian and Gram of a dense layer, float32; the function that is computed is defined in kernels/jacobian_gram.py.
 //
-// Why beside the Triton kernel (kernels/triton_jacobian_gram.py): shared memory has addresses here, so a tile of 32 x 32 parameters of 32
-// samples waits there in float32 (128 KiB), where Triton widens 16 x 32 of them at once: a third less is loaded for every
-// multiply-add of a gradient, and only the lower triangle is multiplied. It also serves where CuPy is installed and Triton is not, and
-// is dispatched only there. Neither has been timed on a device yet; where a measurement shows no gain this one loses its place.
+// Why beside the Triton kernel (kernels/triton_jacobian_gram.py): shared memory has addresses here, so a tile of 32 x 32
+// parameters of 32 samples waits there in float32 (128 KiB), where Triton widens 16 x 32 of them at once: a third less is
+// loaded for every multiply-add of a gradient, and only the lower triangle is multiplied. It also serves where CuPy is
+// installed and Triton is not, and is dispatched only there. Neither has been timed on a device yet; where a measurement shows
+// no gain this one loses its place.
 //
-// A block of 256 threads takes 32 samples of one group and a run of parameter tiles. Each warp forms the gradients of 4 samples, one
-// after the other: a lane holds 4 x 8 parameters, and while it multiplies, the next 8 positions are on their way to its registers. Then 36
-// blocks of 4 x 4 pairs of samples, times 7 shares of the tile's columns, are one a thread: products and sums in float64. More than 32
-// samples are taken in pairs of half blocks of 16. Launch partial_gram on groups * pairs * splits blocks with SHARED_BYTES of
-// dynamic shared memory, then add_partials, which sums in a fixed order; nothing is atomic. Plain C++: nvcc and NVRTC, no headers.
+// A block of 256 threads takes 32 samples of one group and a run of parameter tiles. Each warp forms the gradients of 4
+// samples, one after the other: a lane holds 4 x 8 parameters, and while it multiplies, the next 8 positions are on their way
+// to its registers. Then 36 blocks of 4 x 4 pairs of samples, times 7 shares of the tile's columns, are one a thread: products
+// and sums in float64. More than 32 samples are taken in pairs of half blocks of 16. Launch partial_gram on groups * pairs *
+// splits blocks with SHARED_BYTES of dynamic shared memory, then add_partials, which sums in a fixed order; nothing is atomic.
+// Plain C++: nvcc and NVRTC, no headers.
 
 typedef long long i64;
 
@@ -82,12 +84,12 @@ __device__ void place(int patch, int& row, int& column) {
 
 }  // namespace
 
-// partial (groups, pairs, splits, ROWS, ROWS): the lower triangle of each block's sum over its tiles. Sample r of right serves `repeat`
-// consecutive samples of left.
+// partial (groups, pairs, splits, ROWS, ROWS): the lower triangle of each block's sum over its tiles. Sample r of right serves
+// `repeat` consecutive samples of left.
 extern "C" __global__ void __launch_bounds__(256)
-    partial_gram(const float* left, const float* right, double* partial, i64 samples, i64 positions, i64 outputs, i64 inputs, i64 splits,
-                 i64 pairs, i64 tiles_per_split, i64 repeat, i64 left_group, i64 left_sample, i64 left_position, i64 left_output,
-                 i64 right_group, i64 right_sample, i64 right_position, i64 right_input) {
+    partial_gram(const float* left, const float* right, double* partial, i64 samples, i64 positions, i64 outputs, i64 inputs,
+                 i64 splits, i64 pairs, i64 tiles_per_split, i64 repeat, i64 left_group, i64 left_sample, i64 left_position,
+                 i64 left_output, i64 right_group, i64 right_sample, i64 right_position, i64 right_input) {
   extern __shared__ float4 shared[];
   float* const stage = reinterpret_cast<float*>(shared) + threadIdx.x / 32 * STAGE;
   float* const gradients = reinterpret_cast<float*>(shared) + WARPS * STAGE;
@@ -100,8 +102,8 @@ extern "C" __global__ void __launch_bounds__(256)
   int row, column;
   place(thread % PATCHES, row, column);
   double sum[4][4] = {};
-  const i64 tiles_i = (inputs + TILE - 1) / TILE, tiles = (outputs + TILE - 1) / TILE * tiles_i, end = (split + 1) * tiles_per_split;
-  for (i64 tile = split * tiles_per_split; tile < end && tile < tiles; ++tile) {
+  const i64 tiles_i = (inputs + TILE - 1) / TILE, tiles = (outputs + TILE - 1) / TILE * tiles_i;
+  for (i64 tile = split * tiles_per_split; tile < (split + 1) * tiles_per_split && tile < tiles; ++tile) {
     const i64 o = tile / tiles_i * TILE, i = tile % tiles_i * TILE;
     for (int local = thread / 32; local < ROWS; local += WARPS) {
       const i64 sample = local < HALF ? low * HALF + local : (high - 1) * HALF + local;
