@@ -206,4 +206,4 @@ def _overlap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slic
 def linear_sample_gradient(x: Tensor, cotangent: Tensor) -> Tensor:
     """Per-sample gradients of a linear layer: (N, Q, I), (N, K, Q, O) -> (N, K, O*I), summed over the Q positions."""
     left = cotangent.transpose(2, 3).flatten(1, 2)
-    return torch.bmm(left, x).view(len(x), cotangent.shape[1], -1)
+    return _products(left, x).view(len(x), cotangent.shape[1], -1)
