@@ -15,9 +15,12 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", (ROOT / "README.md").read_text(), re.M | re.S))
 
 
-@pytest.mark.parametrize("title", ["Scores of your own networks", "A cell as a network"])
-def test_library_examples_run(title):
+@pytest.mark.parametrize(
+    ("title", "printed"), [("Scores of your own networks", " ok\n"), ("A cell as a network", "torch.Size([2, 10])\n")]
+)
+def test_library_examples_print_what_they_promise(title, printed, capsys):
     exec(compile(BLOCKS[title], title, "exec"), {})
+    assert printed in capsys.readouterr().out
 
 
 def test_own_operation_space_and_method_are_searched(tmp_path, monkeypatch):
