@@ -130,16 +130,21 @@ def _discard_unused(run: Run, *, keep_directory: bool) -> None:
 
 
 def _leave(run: Run, method: Method, options: SearchOptions, result: dict[str, Any]) -> None:
-    """Write what a finished run consists of; result.json comes last but for the report, because it marks the end."""
+    """Write what a finished run consists of; result.json comes last but for the report, because it marks the end.
+
+    A method that learns weights and no architecture returns no genotype.
+    """
     from engine.runs.drawing import draw_cell
     from engine.runs.report import write_report
 
-    genotype = result["genotype"]
-    run.write_text("genotype.json", genotype.to_json())
-    for kind, _ in genotype.cells:
-        run.write_text(f"cell_{kind}.svg", draw_cell(genotype, kind))
     head = {"schema": 1, "method": method.name, "data": options.data, "seed": options.seed}
-    run.write_json("result.json", {**head, **result, "genotype": genotype.to_dict()})
+    genotype = result.get("genotype")
+    if genotype is not None:
+        run.write_text("genotype.json", genotype.to_json())
+        for kind, _ in genotype.cells:
+            run.write_text(f"cell_{kind}.svg", draw_cell(genotype, kind))
+        result = {**result, "genotype": genotype.to_dict()}
+    run.write_json("result.json", {**head, **result})
     write_report(run.directory)
 
 

@@ -2,7 +2,8 @@
 
 A method's module holds two functions. ``search(options, run, stop, progress) -> dict`` does the work: it writes to ``run``
 (:class:`engine.runs.run.Run`), calls ``stop.check()`` where it can be resumed, reports to ``progress(total, title)``, and
-returns what goes to result.json, with the :class:`~engine.spaces.genotype.Genotype` under ``"genotype"``.
+returns what goes to result.json; a method that found an architecture returns its
+:class:`~engine.spaces.genotype.Genotype` under ``"genotype"``.
 ``plan(options) -> list[tuple[str, str]]`` returns labelled rows for ``--dry-run``.
 """
 

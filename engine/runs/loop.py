@@ -1,0 +1,45 @@
+"""A resumable loop of training steps: where a long computation is saved, stopped and gone on with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from engine.runs.run import Run
+    from engine.runs.signals import Stop
+
+Snapshot = Callable[[], tuple[dict[str, Any], "dict[str, Tensor]"]]
+
+# A second of saved work lost is a second done again: half a minute is what an interruption may cost.
+SAVE_SECONDS = 30.0
+
+
+def steps(
+    run: Run,
+    stop: Stop,
+    snapshot: Snapshot,
+    *,
+    start: int,
+    total: int,
+    seconds: float = SAVE_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[int]:
+    """Yield the steps ``start`` to ``total - 1``, saving what ``snapshot`` returns between them.
+
+    ``snapshot() -> (state, tensors)`` is what the run's checkpoint shall hold after the steps yielded so far, the number of
+    finished steps not among it: it is added to ``state`` as ``"step"``. A checkpoint is written ``seconds`` after the last
+    one, after the last step, and before a stop is obeyed (:meth:`~engine.runs.signals.Stop.check`). Log lines of a step are
+    to be appended before its iteration ends: so a run that is killed anywhere goes on with the same bytes.
+    """
+    saved = clock()
+    for step in range(start, total):
+        yield step
+        if stop.requested or step + 1 == total or clock() - saved >= seconds:
+            state, tensors = snapshot()
+            run.save({**state, "step": step + 1}, tensors)
+            saved = clock()
+        stop.check()
