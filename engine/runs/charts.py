@@ -47,7 +47,7 @@ def strip_chart(title: str, columns: list[Column]) -> str:
     def y(value: float) -> float:
         return HEIGHT - BOTTOM - (scale(value) - bottom) / (top - bottom) * (HEIGHT - BOTTOM - TOP)
 
-    parts = [_axis(_ticks(bottom, top, logarithmic), y)]
+    parts = [_axis(ticks(bottom, top, logarithmic), y)]
     step = (WIDTH - LEFT - RIGHT) / len(columns)
     for index, column in enumerate(columns):
         parts.append(_column(column, LEFT + step * (index + 0.5), min(0.36 * step, 44), y))
@@ -56,9 +56,9 @@ def strip_chart(title: str, columns: list[Column]) -> str:
     return f'<div class="scroll"><svg class="chart" {size} role="img" aria-label="{label}">{"".join(parts)}</svg></div>'
 
 
-def _axis(ticks: list[float], y: Scale) -> str:
-    lines = "".join(f"M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}" for tick in ticks)
-    texts = "".join(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>' for tick in ticks)
+def _axis(values: list[float], y: Scale) -> str:
+    lines = "".join(f"M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}" for tick in values)
+    texts = "".join(f'<text x="{LEFT - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>' for tick in values)
     return f'<path class="grid" d="{lines}"/>{texts}'
 
 
@@ -74,7 +74,8 @@ def _column(column: Column, x: float, half: float, y: Scale) -> str:
     return f'<path class="dots" d="{dots}"/><path class="reference" d="{bars}"/>{texts}'
 
 
-def _ticks(bottom: float, top: float, logarithmic: bool) -> list[float]:
+def ticks(bottom: float, top: float, logarithmic: bool) -> list[float]:
+    """Round values between the ends of an axis to label, about five; of a logarithmic axis the ends are exponents of ten."""
     if logarithmic:
         steps = (1, 2, 5) if top - bottom < 2.5 else (1,)
         exponents = range(math.floor(bottom), math.ceil(top) + 1)

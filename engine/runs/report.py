@@ -12,12 +12,14 @@ from engine.runs.files import replace_file
 from engine.runs.markup import escape
 from engine.runs.progress import duration
 from engine.runs.records import RunFiles, number, read_run
+from engine.runs.report_content import plots, tables
 from engine.runs.report_rounds import agreement, phases, pruning, scores_by_round
 from engine.runs.report_style import STYLE
 
 # A browser then refuses scripts and requests, whatever a hostile file might have slipped past the escaping.
 POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
 VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+ELSEWHERE = ("genotype", "choice_changes", "schema", "plots", "tables")  # parts of the result with a section of their own
 LABELS = {"cpu_seconds": "CPU time", "seconds": "Time", "flops": "FLOPs", "data": "Data set"}
 
 
@@ -36,6 +38,8 @@ def render(run: RunFiles) -> str:
     """Return the report's HTML."""
     sections = [
         ("Result", _result(run)),
+        ("Tables", tables(run)),
+        ("Plots", plots(run)),
         ("Cells", _cells(run)),
         ("How often choices would have changed", agreement(run)),
         ("What was pruned when", pruning(run)),
@@ -63,7 +67,7 @@ def _result(run: RunFiles) -> str:
         return '<p class="warn">This run has not finished; the same command with --resume continues it.</p>'
     facts, rest = [], {}
     for name, value in run.result.items():
-        if name in ("genotype", "choice_changes", "schema"):
+        if name in ELSEWHERE:
             continue
         if isinstance(value, dict | list):
             rest[name] = value

@@ -38,6 +38,9 @@ summary { cursor: pointer; padding: 8px 0; } summary b { margin-right: 8px; }
 .chart { width: 100%; min-width: 600px; height: auto; }
 .chart text { font-size: 12px; fill: var(--soft); } .chart text.warn { fill: var(--warn); } .chart .grid { stroke: var(--rule); }
 .chart .dots { stroke: var(--accent); stroke-width: 5; stroke-linecap: round; opacity: .5; }
+.chart .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .chart .band { opacity: .16; }
+.chart .point { stroke-width: 6.5; stroke-linecap: round; } .chart .bar { stroke-width: 1.5; opacity: .7; }
+.chart .axis { font-weight: 600; } h3:first-of-type { margin-top: 0; } .scroll + .soft { margin-top: 8px; }
 .chart .reference { stroke: var(--p2); stroke-width: 2.5; }
 @media (max-width: 560px) { main { padding: 16px 10px 40px; } section { padding: 14px; } h1 { font-size: 22px; } }
 @media print { body { background: none; } section { break-inside: avoid; } }
