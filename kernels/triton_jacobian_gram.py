@@ -22,7 +22,7 @@ from engine.kernels.cuda_source import shared_memory
 from engine.kernels.jacobian_gram import cut_tiles, pair_count
 
 DEPTHWISE_CHANNELS = 16
-DEPTHWISE_PRODUCTS = 2**11
+DEPTHWISE_PRODUCTS = 2**10
 DEPTHWISE_WARPS = 4
 
 
@@ -193,10 +193,11 @@ class Tile:
         }
 
 
-# 2^14 gradients are 128 KiB in float64, which is what fits. Compiled for sm_80 and sm_90 without spilling; not tuned on a GPU.
+# 2^14 gradients are 128 KiB in float64, which is what fits. Compiled for sm_80 and sm_90 without spilling by
+# Triton 3.6 and 3.7; not tuned on a GPU.
 TILES = (Tile(16, 32, 32), Tile(32, 16, 32), Tile(64, 16, 16))
 # Half as much, for GPUs that give a block less than 128 KiB (sm_86, sm_89, sm_120).
-SMALL_TILES = (Tile(16, 16, 32, batch=4), Tile(32, 16, 16, batch=4))
+SMALL_TILES = (Tile(16, 16, 32, batch=4, warps=4), Tile(32, 16, 16, batch=4))
 
 
 def choose_tile(samples: int, device: torch.device) -> Tile:
@@ -205,8 +206,12 @@ def choose_tile(samples: int, device: torch.device) -> Tile:
     return next((tile for tile in tiles if samples <= tile.rows), tiles[-1])
 
 
-def load_stages(left: Tensor, right: Tensor) -> int:
-    """Loads of whole vectors run one tile ahead; the addresses of single elements would take too many registers for that."""
+def load_stages(left: Tensor, right: Tensor, precision: str) -> int:
+    """Loads of whole vectors run one tile ahead of tensor cores; the addresses of single elements, and the operands of ordinary
+    float32 multiply-adds, would take too many registers for that.
+    """
+    if precision == "ieee":
+        return 1
     whole = all(
         factor.stride(3) == 1
         and factor.data_ptr() % 16 == 0
@@ -244,7 +249,7 @@ def launch_jacobian_gram(left: Tensor, right: Tensor, precision: str, tile: Tile
             PRECISION=precision,
             **tile.constants,
             num_warps=tile.warps,
-            num_stages=load_stages(left, right),
+            num_stages=load_stages(left, right, precision),
         )
         add_partials_kernel[(triton.cdiv(out.numel(), 128),)](
             partial, out, out.numel(), samples, splits, pairs, ROWS=tile.rows, BLOCK=128, num_warps=4
@@ -280,7 +285,7 @@ def launch_depthwise_rows(left: Tensor, right: Tensor) -> Tensor:
 
 
 def depthwise_constants(taps: int) -> dict[str, int]:
-    """A program takes as many positions at a time as give a thread 16 products."""
+    """A program takes as many positions at a time as give a thread 8 products: more leave no room for four blocks (Triton 3.6)."""
     columns = triton.next_power_of_2(taps)
     positions = max(1, DEPTHWISE_PRODUCTS // DEPTHWISE_CHANNELS // columns)
     return {"BLOCK_Q": positions, "BLOCK_C": DEPTHWISE_CHANNELS, "BLOCK_T": columns}

@@ -77,7 +77,8 @@ def _torch_facts() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
-    facts: dict[str, Any] = {"threads": torch.get_num_threads()}
+    # Of its own version metadata may leave out the build (+cpu, +cu130).
+    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if torch.cuda.is_available():
         facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
     return facts

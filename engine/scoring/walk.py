@@ -42,15 +42,20 @@ def walk(root: Any, seeds: list[Tensor], capture: Capture, take: Take) -> None:
     ready = [(-root._sequence_nr(), 0, root)]
     del root
     reached = 0
+    owners: dict[Any, Any] = {}
     while ready:
         # The node made last goes first, as in autograd's own engine: it keeps the fewest gradients under way.
         *_, node = heappop(ready)
+        owner = owners.pop(node, None)  # held while the node is at work
         arrived = [None if slot is None else slot.values for slot in pending.pop(node, [])]
         _report(node, arrived, capture, take)
         for following, number, values in _step(node, arrived, len(seeds)):
             if values is not None:
                 _add(pending, following, number, values)
             waiting[following] -= 1
+            if not _is_native(following):
+                # Up to torch 2.11 the Python object of such a node does not keep the node itself; a reader of its output does.
+                owners[following] = node, owner
             if waiting[following] == 0:
                 del waiting[following]
                 reached += 1

@@ -38,7 +38,7 @@ def compile_jacobian_gram() -> Report:
                         arch,
                         aligned=["outputs", "inputs", *strides] if whole else [],
                         warps=tile.warps,
-                        stages=2 if whole else 1,
+                        stages=2 if whole and precision == "tf32" else 1,
                     )
     for arch in ARCHITECTURES:
         found[f"add_partials sm_{arch}"] = compile_triton(
