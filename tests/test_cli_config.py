@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import ConfigurationError
-from engine.methods.options import INVOCATION, PRESETS, CellOptions, MetaNTKNASOptions, SearchOptions, parse_bytes
+from engine.methods.options import INVOCATION, CellOptions, MetaNTKNASOptions, RunOptions, SearchOptions, parse_bytes
 from engine.methods.registry import METHODS, Method, find_method, register_method
 from engine.runs.config import choose, free_directory, resolve, to_toml
 from engine.runs.options_parser import OptionType, option_text, option_types
@@ -57,16 +57,15 @@ def test_presets_are_the_published_settings() -> None:
     assert (eight.cells, eight.kernel, eight.time, eight.reg) == (8, "anil", 1.0, 1e-5)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_preset_fits_every_method(method: str, preset: str) -> None:
-    options = resolve(method, ["--preset", preset])
-    assert options.preset == preset
+def test_every_preset_of_a_method_fits_it(method: str) -> None:
+    for preset in METHODS[method].options.presets:
+        assert resolve(method, ["--preset", preset]).preset == preset
 
 
 def test_preset_keys_are_options() -> None:
     known = {field.name for method in METHODS.values() for field in dataclasses.fields(method.options)}
-    assert all(set(preset) <= known for preset in PRESETS.values())
+    assert all(set(values) <= known for method in METHODS.values() for values in method.options.presets.values())
 
 
 def test_only_own_options() -> None:
@@ -167,7 +166,6 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "data": TEXT,
     "data_root": st.none() | TEXT,
-    "preset": st.sampled_from(sorted(PRESETS)),
     "seed": st.integers(0, 2**63 - 1),
     "channels": st.integers(1, 50).map(lambda count: 16 * count),
     "memory": st.builds("{}{}".format, st.integers(1, 10**6), st.sampled_from(["B", "kB", "MB", "GB", "MiB", "TiB"])),
@@ -180,25 +178,29 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 
 def of_type(kind: OptionType) -> st.SearchStrategy[Any]:
-    plain: st.SearchStrategy[Any] = (
-        st.sampled_from(kind.choices) if kind.choices else {bool: st.booleans(), int: st.integers(1, 10**9)}[kind.base]
-    )
+    by_type = {bool: st.booleans(), int: st.integers(0, 10**6), float: st.floats(0, 10), str: TEXT}
+    plain = st.sampled_from(kind.choices) if kind.choices else by_type[kind.base]
     return st.none() | plain if kind.optional else plain
 
 
 @st.composite
-def resolved(draw: st.DrawFn) -> tuple[str, SearchOptions]:
+def resolved(draw: st.DrawFn) -> tuple[str, RunOptions]:
+    """A method and a preset of it with some options changed, each to a value that the method can use beside the others."""
     name = draw(st.sampled_from(sorted(METHODS)))
     kinds = option_types(METHODS[name].options)
-    drawn = {key: draw(VALUES[key] if key in VALUES else of_type(kind)) for key, kind in kinds.items() if key not in INVOCATION}
-    options = METHODS[name].options(**drawn)
-    options.validate()
+    options = resolve(name, ["--preset", draw(st.sampled_from(sorted(METHODS[name].options.presets)))])
+    for key in draw(st.lists(st.sampled_from(sorted(kinds.keys() - INVOCATION - {"preset"})), unique=True, max_size=12)):
+        values = VALUES[key] if key in VALUES and not kinds[key].choices else of_type(kinds[key])
+        changed = dataclasses.replace(options, **{key: draw(values)})
+        with contextlib.suppress(ConfigurationError):
+            changed.validate()
+            options = changed
     return name, options
 
 
 @settings(max_examples=60, deadline=None)
 @given(resolved())
-def test_round_trip(case: tuple[str, SearchOptions]) -> None:
+def test_round_trip(case: tuple[str, RunOptions]) -> None:
     name, options = case
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.toml"
@@ -210,7 +212,7 @@ def test_round_trip(case: tuple[str, SearchOptions]) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(resolved())
-def test_command_line_says_the_same(case: tuple[str, SearchOptions]) -> None:
+def test_command_line_says_the_same(case: tuple[str, RunOptions]) -> None:
     name, options = case
     words = [f"--{key.replace('_', '-')}={option_text(value)}" for key, value in vars(options).items() if key not in INVOCATION]
     assert resolve(name, words) == options
@@ -238,12 +240,14 @@ def test_free_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert free_directory(method, options).name == "random-npz-a-b-c.npz-7-2"
 
 
-def test_registered_names_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.methods.registry.METHODS", dict(METHODS))
+def test_registered_names_are_unique() -> None:
     record = register_method("mine", SearchOptions, "engine.errors:EngineError", "one of my own")
-    assert find_method("mine") is record
-    with pytest.raises(ConfigurationError, match="exists already"):
-        register_method("mine", SearchOptions, "x:y", "again")
+    try:
+        assert find_method("mine") is record
+        with pytest.raises(ConfigurationError, match="exists already"):
+            register_method("mine", SearchOptions, "x:y", "again")
+    finally:
+        del METHODS["mine"]
 
 
 def test_method_without_a_plan() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
 from engine.spaces.norms import Norm, is_stateless
-from engine.spaces.operations import Chain, FactorizedReduce, gated_relu, operation
+from engine.spaces.operations import Chain, FactorizedReduce, ResidualReduction, gated_relu, operation
 from engine.spaces.space import CellPlan, Space
 
 
@@ -49,11 +49,10 @@ class Cell(nn.Module):
         super().__init__()
         self.space, self.plan, self.concat = space, plan, tuple(concat)
         channels = plan.channels
-        if plan.follows_reduction:
-            self.preprocess0: nn.Module = FactorizedReduce(plan.channels_in[0], channels, norm, space.odd)
+        if space.inputs == 1:
+            self._take_one_input(norm)
         else:
-            self.preprocess0 = Chain([nn.Conv2d(plan.channels_in[0], channels, 1, bias=False), norm(channels)])
-        self.preprocess1 = Chain([nn.Conv2d(plan.channels_in[1], channels, 1, bias=False), norm(channels)])
+            self._take_two_inputs(norm)
         self.edges = nn.ModuleList()
         self.shared = nn.ModuleDict()
         for e, names in enumerate(operations):
@@ -67,27 +66,54 @@ class Cell(nn.Module):
                     self.shared[key] = module
             self.edges.append(built)
 
+    def _take_two_inputs(self, norm: Norm) -> None:
+        (before, last), channels = self.plan.channels_in, self.plan.channels
+        if self.plan.follows_reduction:
+            self.preprocess0: nn.Module = FactorizedReduce(before, channels, norm, self.space.odd)
+        else:
+            self.preprocess0 = Chain([nn.Conv2d(before, channels, 1, bias=False), norm(channels)])
+        self.preprocess1 = Chain([nn.Conv2d(last, channels, 1, bias=False), norm(channels)])
+
+    def _take_one_input(self, norm: Norm) -> None:
+        last, channels = self.plan.channels_in[1], self.plan.channels
+        self.reduction = ResidualReduction(last, channels, norm) if self.plan.reduces else None
+        if self.reduction is None and last != channels:
+            raise ConfigurationError(
+                f"channels: a cell with one input keeps its {last} channels, not {channels}; give the network a stem"
+            )
+
+    def module(self, edge: int, name: str) -> nn.Module:
+        """The module of an operation on an edge that carries it."""
+        key = self._shared_key(edge, name)
+        return self.shared[key] if key in self.shared else cast(nn.ModuleDict, self.edges[edge])[name]
+
     def _shared_key(self, edge: int, name: str) -> str:
         return f"{name}@{self.space.edges[edge][0]}/{self.space.stride(self.plan.kind, edge)}"
 
     def forward(self, s0: Tensor, s1: Tensor, lane: Lane) -> Tensor:
         """The rectified outputs of the two cells before, (B, C0, H0, W0) and (B, C1, H, W) -> (B, len(concat)*C, H', W')."""
-        states: list[Tensor | None] = [
-            self.preprocess0(s0, lane.groups),
-            self.preprocess1(s1, lane.groups),
-        ] + [None] * self.space.nodes
+        return self._mixed([self.preprocess0(s0, lane.groups), self.preprocess1(s1, lane.groups)], lane)
+
+    def chained(self, x: Tensor, lane: Lane) -> Tensor:
+        """The forward pass of a cell with one input: the output of the cell before, (B, C, H, W) -> (B, C', H', W')."""
+        return self._mixed([x if self.reduction is None else self.reduction(x, lane.groups)], lane)
+
+    def _mixed(self, inputs: list[Tensor], lane: Lane) -> Tensor:
+        states: list[Tensor | None] = [*inputs, *[None] * self.space.nodes]
         for source in range(self.space.states):
             state = states[source]
             if state is not None:
                 self._spread(source, state, states, lane)
-        return torch.cat([self._node(states[s], s1) for s in self.concat], 1)
+        outputs = [self._node(states[s], inputs[-1]) for s in self.concat]
+        return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
 
-    def _node(self, state: Tensor | None, s1: Tensor) -> Tensor:
+    def _node(self, state: Tensor | None, source: Tensor) -> Tensor:
         """A node that nothing reaches is zero: its edges were all pruned away."""
         if state is not None:
             return state
-        size = [-(-n // 2) if self.plan.reduces else n for n in s1.shape[-2:]]
-        return s1.new_zeros(s1.shape[0], self.plan.channels, *size)
+        reduces = self.plan.kind in self.space.reducing
+        size = [-(-n // 2) if reduces else n for n in source.shape[-2:]]
+        return source.new_zeros(source.shape[0], self.plan.channels, *size)
 
     def _spread(self, source: int, state: Tensor, states: list[Tensor | None], lane: Lane) -> None:
         """Add everything that reads ``source`` to its targets; nothing is evaluated twice."""
@@ -97,7 +123,7 @@ class Cell(nn.Module):
             x = state
             if self._reads_relu(e, name):
                 if rectified is None:
-                    rectified = gated_relu(state, self._rectified_for(source, lane))
+                    rectified = gated_relu(state, *self._rectified_for(source, lane))
                 x = rectified
             key = self._shared_key(e, name)
             if key not in self.shared:
@@ -129,9 +155,10 @@ class Cell(nn.Module):
     def _reads_relu(self, edge: int, name: str) -> bool:
         return operation(name).reads_relu(self.space.stride(self.plan.kind, edge))
 
-    def _rectified_for(self, source: int, lane: Lane) -> Tensor | None:
-        """For which groups the rectified state exists: those where some operation that reads it is alive."""
-        return _union(term.alive for e, name, term in self._readers(source, lane) if self._reads_relu(e, name))
+    def _rectified_for(self, source: int, lane: Lane) -> tuple[Tensor | None, int]:
+        """For which groups the rectified state exists (those where some operation that reads it is alive), and how many read it."""
+        alive = [term.alive for e, name, term in self._readers(source, lane) if self._reads_relu(e, name)]
+        return _union(alive), len(alive)
 
 
 def _union(alive: Iterable[Tensor | None]) -> Tensor | None:

@@ -24,6 +24,7 @@ def build_network(
     channels_in: int = 3,
     norm: str = "batchnorm",
     tail: bool = False,
+    pool: int = 1,
     space: Space | None = None,
 ) -> CellNetwork:
     """Build the network that is trained and tested once a search has found its genotype (reference note, section 7).
@@ -36,6 +37,7 @@ def build_network(
         channels_in: channels of the images.
         norm: a name of :data:`engine.spaces.norms.NORMS`; the default is BatchNorm with affine parameters and running statistics.
         tail: True puts a norm and a ReLU before the pooling, as networks have that are scored.
+        pool: factor by which the stem's map is max-pooled before the first cell; 1 is published.
         space: the table that the genotype belongs to; None takes the registered space of the genotype's own name.
 
     Weights are PyTorch's default initialisation. Raises :class:`ConfigurationError` for an unknown space, operation, edge or
@@ -44,7 +46,7 @@ def build_network(
     space = _registered(genotype) if space is None else space
     space.check(genotype)
     return CellNetwork(
-        space, genotype, channels=channels, classes=classes, cells=cells, channels_in=channels_in, norm=norm, tail=tail
+        space, genotype, channels=channels, classes=classes, cells=cells, channels_in=channels_in, norm=norm, tail=tail, pool=pool
     )
 
 
@@ -77,6 +79,7 @@ class CellNetwork(MacroNetwork):
         channels_in: int,
         norm: str,
         tail: bool,
+        pool: int = 1,
     ) -> None:
         operations = {kind: _operations(space, cell) for kind, cell in genotype.cells}
         super().__init__(
@@ -90,13 +93,14 @@ class CellNetwork(MacroNetwork):
             norm=norm,
             stem=True,
             tail=tail,
+            pool=pool,
         )
         self.genotype = genotype
-        self._lanes = {kind: plain_lane(names) for kind, names in operations.items()}
+        self.lanes = {kind: plain_lane(names) for kind, names in operations.items()}
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> the pooled features (B, F) that few-shot tests compare."""
-        return self.pooled(x, self._lanes)
+        return self.pooled(x, self.lanes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> logits (B, classes)."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
@@ -26,6 +28,7 @@ RESNET12_WIDTHS = (64, 128, 256, 512)
 class _Network(nn.Module):
     """Features, then a linear classifier."""
 
+    kaiming: ClassVar[Literal["fan_in", "fan_out"] | None] = "fan_in"
     classifier: nn.Module
 
     def embed(self, x: Tensor) -> Tensor:
@@ -62,10 +65,7 @@ class MLP(_Network):
         blocks = [LinearBlock(a, b, running=running) for a, b in pairwise(sizes)]
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(sizes[-1], outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+        initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.features(x.flatten(1))
@@ -83,9 +83,7 @@ class SinusoidMLP(nn.Module):
         self.hidden1 = nn.Linear(1, width)
         self.hidden2 = nn.Linear(width, width)
         self.hidden3 = nn.Linear(width, 1)
-        for layer in (self.hidden1, self.hidden2, self.hidden3):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.hidden3(self.hidden2(self.hidden1(x).relu()).relu())
@@ -121,9 +119,7 @@ class Conv4(_Network):
         ]
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Linear(width * (size // 16) ** 2, outputs)
-        for module in self.features.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.features(x).flatten(1)
@@ -152,8 +148,10 @@ class ResNet12(_Network):
     """Four :class:`ResNet12Block`, global average pooling, linear classifier.
 
     ``widths`` 64-128-256-512 are Meta-ticket's; (64, 160, 320, 640) is the network of RFS and MetaOptNet. Images of at least
-    16 pixels. Convolutions are drawn from the Kaiming normal distribution of fan-out for LeakyReLU.
+    16 pixels. Convolutions are drawn from N(0, 2/fan_out).
     """
+
+    kaiming = "fan_out"
 
     def __init__(
         self, outputs: int, *, channels_in: int = 3, widths: Sequence[int] = RESNET12_WIDTHS, running: bool = False
@@ -164,9 +162,7 @@ class ResNet12(_Network):
             setattr(self, f"layer{number}", ResNet12Block(source, channels, running=running))
         self.blocks = len(widths)
         self.classifier = nn.Linear(sizes[-1], outputs)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
+        initialise(self)
 
     def embed(self, x: Tensor) -> Tensor:
         for number in range(1, self.blocks + 1):
@@ -194,6 +190,8 @@ class WRN28(_Network):
     """WRN-28-k: a stem of 16 channels, three groups of four :class:`WideBlock` of 16k, 32k, 64k channels (strides 1, 2, 2),
     BatchNorm, ReLU, global average pooling, linear classifier. Convolutions have biases; torch's initial values."""
 
+    kaiming = None
+
     def __init__(self, outputs: int, *, k: int = 10, channels_in: int = 3, running: bool = False) -> None:
         super().__init__()
         blocks: list[nn.Module] = [nn.Conv2d(channels_in, 16, 3, padding=1)]
@@ -207,6 +205,33 @@ class WRN28(_Network):
 
     def embed(self, x: Tensor) -> Tensor:
         return self.features(x).mean((2, 3))
+
+
+def initialise(model: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Draw the initial values of a network of this module again, its layers in order, from ``generator``.
+
+    MLPs: weights N(0, 2/fan_in), biases 0. Conv4 and ResNet-12: convolutions N(0, 2/fan_in) and N(0, 2/fan_out), the classifier
+    as torch does it. WRN-28: all as torch does it, U(-1, 1)/sqrt(fan_in). BatchNorm: 1 and 0.
+    """
+    mode = model.kaiming if isinstance(model, _Network) else "fan_in"
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            if mode is None or (isinstance(module, nn.Linear) and isinstance(model, Conv4 | ResNet12)):
+                _initialise_as_torch(module, generator)
+            else:
+                nn.init.kaiming_normal_(module.weight, mode=mode, nonlinearity="relu", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+
+def _initialise_as_torch(module: nn.Linear | nn.Conv2d, generator: torch.Generator | None) -> None:
+    """U(-1, 1)/sqrt(fan_in), the published initial values of what the papers leave to torch."""
+    bound = 1 / math.sqrt(fan_in(module.weight))
+    nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+    if module.bias is not None:
+        nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
 def _mlp(layers: int) -> Callable[..., nn.Module]:

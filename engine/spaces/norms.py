@@ -57,6 +57,19 @@ class BatchStatistics(nn.Module):
         return batch_statistics(x, groups)
 
 
+class AffineBatchStatistics(nn.Module):
+    """:class:`BatchStatistics` with a learned scale and shift a channel, which all groups share."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        if groups == 1:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
+        return torch.addcmul(self.bias[:, None, None], batch_statistics(x, groups), self.weight[:, None, None])
+
+
 class NoNorm(nn.Module):
     """The identity, for spaces without normalisation."""
 
@@ -87,6 +100,7 @@ NORMS: dict[str, Norm] = {
     "batchnorm": lambda channels: BatchNorm(channels, affine=True),
     "batchnorm-fixed": lambda channels: BatchNorm(channels, affine=False),
     "batchstat": BatchStatistics,
+    "batchstat-affine": AffineBatchStatistics,
     "none": NoNorm,
 }
 

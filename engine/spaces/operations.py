@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +19,18 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from engine.errors import ConfigurationError
-from engine.spaces.norms import Norm
+from engine.spaces.norms import NoNorm, Norm
 
 
-def gated_relu(x: Tensor, alive: Tensor | None = None) -> Tensor:
+def gated_relu(x: Tensor, alive: Tensor | None = None, readers: int = 1) -> Tensor:
     """ReLU whose pattern belongs only to the groups that are ``alive`` ((G,) bool, None for all).
 
     The value is plain ``relu(x)``. A ``TorchFunctionMode`` sees the call with its gate, so that activations of operations of
-    weight zero stay out of region patterns although they were computed beside others in one batch.
+    weight zero stay out of region patterns although they were computed beside others in one batch, and with its ``readers``:
+    the operations that share it, each of which would have a rectifier of its own in the published networks.
     """
     if has_torch_function_unary(x):
-        return handle_torch_function(gated_relu, (x,), x, alive)
+        return handle_torch_function(gated_relu, (x,), x, alive, readers)
     return F.relu(x)
 
 
@@ -105,6 +107,23 @@ class Pool(nn.Module):
         return self.norm(pooled, groups)
 
 
+class ResidualReduction(nn.Module):
+    """NAS-Bench-201's block between stages: two 3x3 convolutions (ReLU, convolution, norm; the first of stride 2), beside a 2x2
+    average and a 1x1 convolution. Maps (B, ``channels_in``, H, W) to (B, ``channels``, ceil(H/2), ceil(W/2)).
+    """
+
+    def __init__(self, channels_in: int, channels: int, norm: Norm) -> None:
+        super().__init__()
+        first = nn.Conv2d(channels_in, channels, 3, 2, 1, bias=False)
+        second = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.body = Chain([ReLU(), first, norm(channels), ReLU(), second, norm(channels)])
+        self.shortcut = nn.Conv2d(channels_in, channels, 1, bias=False)
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        # The original refuses odd sides; rounding up agrees with it at even ones.
+        return self.body(x, groups) + self.shortcut(F.avg_pool2d(x, 2, 2, ceil_mode=True))
+
+
 def depthwise(channels: int, kernel: int, stride: int, dilation: int, norm: Norm) -> list[nn.Module]:
     """The layers of a depthwise convolution, its pointwise partner and the norm (the rectifier before them is the caller's)."""
     padding = dilation * (kernel - 1) // 2
@@ -119,12 +138,12 @@ def _skip(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
     return Identity() if stride == 1 else FactorizedReduce(channels, channels, norm, odd)
 
 
-def _separable(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
-    return Chain([*depthwise(channels, 3, stride, 1, norm), ReLU(), *depthwise(channels, 3, 1, 1, norm)])
+def _separable(channels: int, stride: int, norm: Norm, odd: str, kernel: int = 3) -> nn.Module:
+    return Chain([*depthwise(channels, kernel, stride, 1, norm), ReLU(), *depthwise(channels, kernel, 1, 1, norm)])
 
 
-def _dilated(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
-    return Chain(depthwise(channels, 3, stride, 2, norm))
+def _dilated(channels: int, stride: int, norm: Norm, odd: str, kernel: int = 3) -> nn.Module:
+    return Chain(depthwise(channels, kernel, stride, 2, norm))
 
 
 def _depthwise_3x3(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
@@ -161,6 +180,22 @@ def _never(stride: int) -> bool:
     return False
 
 
+def _plain_average(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Pool("average", channels, stride, NoNorm)
+
+
+def _plain_max(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Pool("max", channels, stride, NoNorm)
+
+
+def _dense_1x1(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Chain([nn.Conv2d(channels, channels, 1, stride, bias=False), norm(channels)])
+
+
+def _dense_3x3(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Chain([nn.Conv2d(channels, channels, 3, stride, 1, bias=False), norm(channels)])
+
+
 OPERATIONS: dict[str, Operation] = {
     "skip_connect": Operation(_skip, lambda stride: stride > 1),
     "sep_conv_3x3": Operation(_separable, _always),
@@ -169,6 +204,12 @@ OPERATIONS: dict[str, Operation] = {
     "max_pool_3x3BN": Operation(_max, _never),
     "conv_1x5_5x1": Operation(_pair_1x5_5x1, _always),
     "conv_3x3": Operation(_depthwise_3x3, _always),
+    "avg_pool_3x3": Operation(_plain_average, _never),
+    "max_pool_3x3": Operation(_plain_max, _never),
+    "sep_conv_5x5": Operation(partial(_separable, kernel=5), _always),
+    "dil_conv_5x5": Operation(partial(_dilated, kernel=5), _always),
+    "nor_conv_1x1": Operation(_dense_1x1, _always),
+    "nor_conv_3x3": Operation(_dense_3x3, _always),
 }
 
 

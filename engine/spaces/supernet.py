@@ -22,6 +22,8 @@ class Supernet(MacroNetwork):
         channels_in: channels of the images.
         norm: ``"groupnorm16"`` for scoring (samples stay independent), ``"batchstat"`` for region counts.
         stem: False feeds the image to the first cell (the thin network of region counts).
+        tail: False leaves out the norm and ReLU before the pooling.
+        stem_norm: the stem's norm where it is not ``norm``.
     """
 
     def __init__(
@@ -34,19 +36,22 @@ class Supernet(MacroNetwork):
         channels_in: int = 3,
         norm: str = "groupnorm16",
         stem: bool = True,
+        tail: bool = True,
+        stem_norm: str | None = None,
     ) -> None:
         everything = zip(space.kinds, space.alive(), strict=True)
         super().__init__(
             space,
             {kind: [_names(space, row) for row in rows] for kind, rows in everything},
-            dict.fromkeys(space.kinds, range(space.inputs, space.states)),
+            dict.fromkeys(space.kinds, space.output_states),
             cells=cells,
             channels=channels,
             outputs=outputs,
             channels_in=channels_in,
             norm=norm,
             stem=stem,
-            tail=True,
+            tail=tail,
+            stem_norm=stem_norm,
         )
         self.features = self.classifier.in_features
         none = torch.tensor([name == "none" for name in space.operations], device="cpu")
@@ -70,7 +75,7 @@ class Supernet(MacroNetwork):
 
 
 def _names(space: Space, row: list[bool]) -> list[str]:
-    return [name for name, lives in zip(space.operations, row, strict=True) if lives]
+    return [name for name, lives in zip(space.operations, row, strict=True) if lives and name != "none"]
 
 
 def make_lane(mixture: Mixture, space: Space, kind: int, batch: int) -> Lane:

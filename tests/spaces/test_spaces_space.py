@@ -111,7 +111,8 @@ def test_check_knows_restricted_edges():
         ({"edges": ((0, 5),)}, "edge 0->5 does not lead"),
         ({"kinds": ("normal",)}, "reducing"),
         ({"kinds": ("reduction",)}, "reducing"),
-        ({"inputs": 1}, "2 inputs, not 1"),
+        ({"inputs": 3}, "1 or 2 inputs, not 3"),
+        ({"inputs": 1, "edges": ((0, 1),)}, "reducing must be empty"),
         ({"nodes": 0}, "at least 1 node"),
         ({"reduction_factor": 0}, "reduction_factor"),
         ({"edge_operations": {("normal", 9): ("none",)}}, "edge_operations"),
@@ -139,7 +140,7 @@ def test_look_up_elsewhere():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("few-shot", "unknown 'few-shot'; known are few-shot-cell, or give package.module:NAME"),
+        ("few-shot", "unknown 'few-shot'; known are few-shot-cell, nas-bench-201, .*or give package.module:NAME"),
         ("engine.no_such_module:A", "cannot import 'engine.no_such_module:A'"),
         ("engine.spaces.space:NONE", "cannot import"),
         (":FEW_SHOT", "cannot import"),

@@ -1,0 +1,236 @@
+"""Convolution and batch normalisation whose gradients can be differentiated again at the price of a few passes.
+
+A convolution is bilinear, so its input and weight gradients are convolutions too, and all three are derivatives of one trilinear
+form <g, x * k>: each one's gradients are the other two. Normalisation by the statistics of the batch has a symmetric Jacobian,
+which makes its second derivative five sums a channel and one pass. The library instead builds a long graph of elementwise
+operators for the second derivative of the norm, and takes its slow path for the gradients of depthwise convolutions
+(:mod:`engine.kernels.depthwise`). Under torch.func, forward mode and torch.compile both are the library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.kernels import depthwise
+from engine.kernels.transforms import is_transformed
+
+EPS = 1e-5
+Pair = tuple[int, int]
+
+_weights_are_held: ContextVar[bool] = ContextVar("weights are held", default=False)
+
+
+@contextmanager
+def weights_held() -> Iterator[None]:
+    """Inside, backward passes of this thread form no gradients of convolution weights; they are None.
+
+    For a pass that walks a graph of weights to the gradient of something else, such as a Hessian product for the architecture:
+    a Python autograd function is not told which of its gradients anybody will read.
+    """
+    token = _weights_are_held.set(True)
+    try:
+        yield
+    finally:
+        _weights_are_held.reset(token)
+
+
+class Geometry(NamedTuple):
+    """Stride, padding, dilation and groups of a convolution; depthwise ones have as many groups as channels in and out."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    def forward(self, x: Tensor, k: Tensor) -> Tensor:
+        """x * k."""
+        if _is_depthwise(k, self.groups):
+            return depthwise.convolve(x, k, *self[:3])
+        return F.conv2d(x, k, None, *self)
+
+    def input_gradient(self, g: Tensor, k: Tensor, size: Sequence[int]) -> Tensor:
+        """d <g, x * k> / dx for inputs of ``size`` (H, W)."""
+        if _is_depthwise(k, self.groups):
+            return depthwise.input_gradient(g, k, size, *self[:3])
+        x = g.new_empty(g.shape[0], k.shape[1] * self.groups, *size)  # its shape is all that is read
+        return self._library(g, x, k, (True, False, False))[0]
+
+    def weight_gradient(self, x: Tensor, g: Tensor, kernel: Sequence[int], channels: int) -> Tensor:
+        """d <g, x * k> / dk for kernels of this size over ``channels`` input channels each."""
+        if channels == 1 and x.shape[1] == g.shape[1] == self.groups > 1:
+            return depthwise.weight_gradient(x, g, kernel, *self[:3])
+        k = x.new_empty(g.shape[1], channels, *kernel)
+        return self._library(g, x, k, (False, True, False))[1]
+
+    def _library(self, g: Tensor, x: Tensor, k: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
+        stride, padding, dilation, groups = self
+        return torch.ops.aten.convolution_backward(g, x, k, None, stride, padding, dilation, False, (0, 0), groups, wanted)
+
+
+def _is_depthwise(k: Tensor, groups: int) -> bool:
+    return k.shape[1] == 1 and k.shape[0] == groups > 1
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: Tensor, geometry: Geometry) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(x, k)
+        return geometry.forward(x, k)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        (x, k), (g,) = ctx.saved_tensors, cotangents
+        needs_x, needs_k, _ = ctx.needs_input_grad
+        dx = _InputGradient.apply(g, k, x.shape[2:], ctx.geometry) if needs_x else None
+        dk = _WeightGradient.apply(x, g, k.shape, ctx.geometry) if needs_k and not _weights_are_held.get() else None
+        return dx, dk, None
+
+
+class _InputGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, k: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(g, k)
+        return geometry.input_gradient(g, k, size)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        (g, k), (x,) = ctx.saved_tensors, cotangents
+        needs_g, needs_k, *_ = ctx.needs_input_grad
+        dg = _Convolution.apply(x, k, ctx.geometry) if needs_g else None
+        dk = _WeightGradient.apply(x, g, k.shape, ctx.geometry) if needs_k and not _weights_are_held.get() else None
+        return dg, dk, None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+        ctx.geometry = geometry
+        ctx.save_for_backward(x, g)
+        return geometry.weight_gradient(x, g, shape[2:], shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        (x, g), (k,) = ctx.saved_tensors, cotangents
+        needs_x, needs_g, *_ = ctx.needs_input_grad
+        dx = _InputGradient.apply(g, k, x.shape[2:], ctx.geometry) if needs_x else None
+        dg = _Convolution.apply(x, k, ctx.geometry) if needs_g else None
+        return dx, dg, None, None
+
+
+class _Normalisation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y, mean, rstd = torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)
+        ctx.save_for_backward(x, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return _NormGradient.apply(cotangents[0], *ctx.saved_tensors)
+
+
+class _NormGradient(torch.autograd.Function):
+    """J g with the Jacobian J of the normalisation: per channel r (g - mean(g) - y mean(g y)), symmetric in what it maps."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x, mean, rstd)
+        return _jacobian(g, x, mean, rstd)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        """<u, J g> / M = r (mean(g u) - mean(g) mean(u) - mean(g y) mean(u y)), differentiated for g and for x."""
+        (g, x, mean, rstd), (u,) = ctx.saved_tensors, cotangents
+        y = (x - mean[:, None, None]).mul_(rstd[:, None, None])
+        g1, u1, gy, uy, gu = _mean(g), _mean(u), _mean(g * y), _mean(u * y), _mean(g * u)
+        square = rstd * rstd
+        dx = y.mul_((square * (3 * gy * uy + g1 * u1 - gu))[:, None, None]).add_((square * (g1 * uy + u1 * gy))[:, None, None])
+        dx.addcmul_(g, (-square * uy)[:, None, None]).addcmul_(u, (-square * gy)[:, None, None])
+        return _jacobian(u, x, mean, rstd) if ctx.needs_input_grad[0] else None, dx, None, None
+
+
+def _jacobian(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    wanted = (True, False, False)
+    return torch.ops.aten.native_batch_norm_backward(g, x, None, None, None, mean, rstd, True, EPS, wanted)[0]
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of each channel, (C,)."""
+    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return rows.new_full((1, len(rows)), 1 / len(rows)).mm(rows)[0]
+
+
+def batch_norm(x: Tensor) -> Tensor:
+    """Normalise (N, C, H, W) by the statistics of the batch: biased variance, eps 1e-5. Differentiable twice."""
+    if x.device.type != "cpu" or is_transformed():
+        return torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)[0]
+    return _Normalisation.apply(x)
+
+
+class BatchNormalisation(nn.Module):
+    """:func:`batch_norm` as a norm of a space (one group only)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        if groups != 1:
+            raise ValueError(f"BatchNormalisation takes one group, got {groups}; use norm='batchstat'")
+        return batch_norm(x)
+
+
+class AffineBatchNormalisation(nn.Module):
+    """:class:`BatchNormalisation` with a learned scale and shift a channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        return torch.addcmul(self.bias[:, None, None], batch_norm(x), self.weight[:, None, None])
+
+
+class Convolution(nn.Conv2d):
+    """``nn.Conv2d`` without bias whose gradients of every order are convolutions."""
+
+    @classmethod
+    def of(cls, plain: nn.Conv2d) -> Convolution:
+        """The same convolution, sharing the weight."""
+        assert plain.bias is None and not isinstance(plain.padding, str)  # noqa: PT018
+        same = cls(
+            plain.in_channels,
+            plain.out_channels,
+            plain.kernel_size,  # type: ignore[arg-type]
+            plain.stride,  # type: ignore[arg-type]
+            plain.padding,  # type: ignore[arg-type]
+            plain.dilation,  # type: ignore[arg-type]
+            plain.groups,
+            bias=False,
+        )
+        same.weight = plain.weight
+        return same
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or is_transformed():
+            return super().forward(x)
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return _Convolution.apply(x, self.weight, geometry)
+
+
+def differentiable(model: nn.Module) -> nn.Module:
+    """Replace every bias-free convolution of a model by :class:`Convolution`, in place, and return the model."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.Conv2d and child.bias is None:
+                module._modules[name] = Convolution.of(child)
+    return model
