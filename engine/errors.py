@@ -31,7 +31,7 @@ class NumericalError(EngineError, ArithmeticError):
 
 
 class Preempted(EngineError):
-    """SIGTERM arrived: the work is saved and can be resumed."""
+    """SIGTERM or SIGUSR1 arrived, or the group of ranks ended: the work is saved and can be resumed."""
 
     exit_code = 75
 

@@ -1,6 +1,6 @@
 """The search command: read a configuration, run one method, leave a run directory.
 
-``python -m engine.search [METHOD] [OPTIONS]``, or ``engine search``.
+``python -m engine.search [METHOD] [OPTIONS]``, or ``engine search``; ``torchrun ... -m engine.search`` on several processes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.benchmarks.outcome import benchmark_lines, check_benchmark, open_benchmark, with_benchmark
 from engine.cli import run_command
 from engine.data.names import SETS, check_name
 from engine.errors import ConfigurationError, MissingDataError
-from engine.methods.options import CellOptions, SearchOptions
-from engine.methods.registry import Method
-from engine.runs.config import choose, free_directory, resolve, to_toml
+from engine.methods.options import CellOptions, RunOptions
+from engine.methods.registry import SEARCH, Command, Method
+from engine.runs.config import choose, free_directory, resolve, restarted, to_toml
+from engine.runs.distribution import Ranks, joined, world_size
 from engine.spaces.space import get_space
 
 if TYPE_CHECKING:
@@ -27,23 +29,43 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one search and return its exit code; raises :class:`~engine.errors.EngineError` on what a user can mend."""
-    method, words = choose(sys.argv[1:] if argv is None else argv)
-    options = resolve(method, words)
+    return start(SEARCH, sys.argv[1:] if argv is None else argv)
+
+
+def start(command: Command, argv: Sequence[str]) -> int:
+    """Run a method of ``command`` from its command line and leave its run directory; returns the exit code."""
+    method, words = choose(restarted(argv), command)
+    options = resolve(method, words, command)
     check_inputs(options)
-    if options.resume and options.out and _finished(Path(options.out)):
-        print(f"{options.out} is finished already; nothing is left to do")
-        return 0
-    options = replace(options, device=usable_device(options.device))
-    if options.dry_run:
-        return _print_plan(method, options)
-    return _run(method, options)
+    check_sharing(method, options)
+    with joined(options.device) as ranks:
+        finished = ranks.lead and bool(options.resume and options.out) and _finished(Path(options.out or ""))
+        if ranks.share("finished", finished):
+            if ranks.lead:
+                print(f"{options.out} is finished already; nothing is left to do")
+            return 0
+        options = replace(options, device=usable_device(options.device))
+        if options.dry_run:
+            return _print_plan(method, options) if ranks.lead else 0
+        return _run(method, options, ranks)
 
 
-def check_inputs(options: SearchOptions) -> None:
+def check_sharing(method: Method, options: RunOptions) -> None:
+    """Refuse a group of ranks where the method has no work to share, or would not find its run after a restart."""
+    if world_size() == 1:
+        return
+    if not method.shares_work:
+        raise ConfigurationError(f"{method.name} computes in one process; start it without torchrun")
+    if options.out is None:
+        raise ConfigurationError("--out: give the run directory, so that a restarted group of ranks finds it")
+
+
+def check_inputs(options: RunOptions) -> None:
     """Refuse what can be refused without torch: an unknown data set or space, a data root that is not there."""
     check_name(options.data)
     if isinstance(options, CellOptions):
         get_space(options.space)
+        check_benchmark(options)
     if options.data_root is not None and not Path(options.data_root).expanduser().is_dir():
         how = SETS[options.data].how_to_get if options.data in SETS else ""
         remedy = f"name the folder that holds {options.data}; to get it: {how}" if how else "leave it out or name a folder"
@@ -83,36 +105,53 @@ def _finished(out: Path) -> bool:
         return run.finished
 
 
-def _print_plan(method: Method, options: SearchOptions) -> int:
+def _print_plan(method: Method, options: RunOptions) -> int:
     rows = [("method", method.name), ("data", options.data), ("device", options.device), *method.load_plan()(options)]
     for label, value in rows:
         print(f"{label:<20} {value}")
     return 0
 
 
-def _run(method: Method, options: SearchOptions) -> int:
+def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
     search = method.load_search()
+    table = open_benchmark(options)
     import torch
 
     from engine.runs.environment import environment
     from engine.runs.progress import Progress
-    from engine.runs.run import Run
+    from engine.runs.run import FollowingRun, Run
     from engine.runs.signals import graceful
 
     torch.set_num_threads(options.threads)
     out = Path(options.out) if options.out else free_directory(method, options)
     existed = out.exists()
-    run = Run.resume(out) if options.resume else Run.create(out, to_toml(method.name, options), environment())
+    run: Run
+    if not ranks.lead:
+        run = FollowingRun(out, ranks)
+    elif options.resume:
+        run = Run.resume(out, ranks=ranks)
+    else:
+        run = Run.create(out, to_toml(method.name, options), environment(), ranks=ranks)
     with run, graceful() as stop:
         try:
-            result = search(options, run, stop, partial(Progress, quiet=options.quiet))
+            check_agreement(method, options, ranks)
+            result = search(options, run, stop, partial(Progress, quiet=options.quiet or not ranks.lead))
         except (ConfigurationError, MissingDataError):
-            if not options.resume:
+            if ranks.lead and not options.resume:
                 _discard_unused(run, keep_directory=existed)
             raise
-        _leave(run, method, options, result)
-    print(f"{method.name} on {options.data}: see {out / 'report.html'}")
+        if ranks.lead:
+            result = with_benchmark(result, table)
+            _leave(run, method, options, result)
+            print(*benchmark_lines(result), f"{method.name} on {options.data}: see {out / 'report.html'}", sep="\n")
     return 0
+
+
+def check_agreement(method: Method, options: RunOptions, ranks: Ranks) -> None:
+    """Refuse ranks that were started with different options; where the data lies may differ."""
+    own = to_toml(method.name, replace(options, data_root=None))
+    if ranks.share("options", own) != own:
+        raise ConfigurationError(f"rank {ranks.rank} has other options than rank 0; start all with the same command")
 
 
 def _discard_unused(run: Run, *, keep_directory: bool) -> None:
@@ -129,7 +168,7 @@ def _discard_unused(run: Run, *, keep_directory: bool) -> None:
             run.directory.rmdir()
 
 
-def _leave(run: Run, method: Method, options: SearchOptions, result: dict[str, Any]) -> None:
+def _leave(run: Run, method: Method, options: RunOptions, result: dict[str, Any]) -> None:
     """Write what a finished run consists of; result.json comes last but for the report, because it marks the end.
 
     A method that learns weights and no architecture returns no genotype.

@@ -17,11 +17,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.data.names import SETS
+from engine.errors import NumericalError
 from engine.methods.options import NATIVE_LIMIT, BatchOptions, EpisodeOptions, PruningOptions, RegionOptions
 from engine.methods.pruning import Candidate, Decision, Pruning, Record
 from engine.methods.scorer import Scorer, load_images
-from engine.methods.steps import StepWork
+from engine.methods.steps import Batch, Found, StepWork
 from engine.runs.config import rewrite_config
+from engine.runs.loop import Pace
 from engine.runs.stopwatch import Stopwatch
 from engine.scoring.ablations import bytes_per_architecture, forward_macs
 from engine.spaces.cost import count
@@ -40,8 +42,9 @@ BASE_BYTES = 400e6
 def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Run Algorithm 1 to a single-path network and return what goes into result.json.
 
-    Checkpoints after every batch of candidates; a resumed search goes on with the next. Raises
-    :class:`~engine.errors.NumericalError` when no repeat gives the supernet a usable score.
+    Checkpoints come between batches of candidates, at the pace of :class:`~engine.runs.loop.Pace`; ranks share the batches.
+    Raises :class:`~engine.errors.NumericalError` when no repeat gives the supernet a usable score, or when any score is not
+    finite and ``options.nonfinite`` says ``"stop"``.
     """
     space = get_space(options.space)
     pruning = make_pruning(space, options)
@@ -55,23 +58,62 @@ def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[
     with progress(total, "candidates", done=work.evaluated) as bar:
         while candidates := pruning.candidates(work.state):  # line 2
             scorer.watch = watch = Stopwatch()
-            for batch in work.batches(candidates, options.repeats, lambda: scorer.width):  # lines 3-7
-                records, supernets = scorer.records(work.state, work.step, batch, work.supernet(batch.repeat))
-                work.add(records, supernets)
-                for record in records:
-                    run.append("scores.jsonl", score_line(space, work, record))
-                run.save(work.to_dict())
-                if scorer.width != options.width:
-                    options = replace(options, width=scorer.width)
-                    rewrite_config(run, options)
-                    bar.note(f"out of memory: going on with {options.width} candidates a forward pass")
-                bar.advance(len(records), step=work.step)
-                stop.check()
+            while batches := work.batches(candidates, options.repeats, scorer.width, paired=not options.faithful):
+                options = score(batches, work, scorer, options, run, stop, bar)  # lines 3-7
             decision = pruning.decide(work.state, work.records)  # lines 8-16
             run.append("metrics.jsonl", round_line(space, work, decision, len(candidates), watch))
             work.advance(decision, watch)
             run.save(work.to_dict())
+            stop.check()
     return outcome(options, space, scorer, work)  # line 17
+
+
+def score(
+    batches: list[Batch], work: StepWork, scorer: Scorer, options: PruningOptions, run: Run, stop: Any, bar: Any
+) -> PruningOptions:
+    """Score the batches, wherever a rank is free, and merge the scores in their order.
+
+    Ends early where memory ran out, with the options that have the new width; the rest of the step is then to be cut anew.
+    """
+    width, pace = scorer.width, Pace()
+    label = f"step {work.step} from {len(work.records)} by {width}"
+
+    def found(number: int) -> dict[str, Any]:
+        return scorer.found(work.state, work.step, batches[number]).to_json()
+
+    for batch, value in zip(batches, run.ranks.deal(label, len(batches), found, stop), strict=False):
+        merged = Found.from_json(value)
+        records = work.add(batch, merged)
+        for record in records:
+            run.append("scores.jsonl", score_line(scorer.space, work, record))
+        warn_of_nonfinite(records, scorer.space, options, bar)
+        if stop.requested or pace.due():
+            run.save(work.to_dict())
+            pace.saved()
+        bar.advance(len(records), step=work.step)
+        stop.check()
+        if merged.width != width:
+            width = merged.width
+            options = replace(options, width=width)
+            rewrite_config(run, options)
+            bar.note(f"out of memory: going on with {width} candidates a forward pass")
+            break
+    scorer.width = width  # as merged, so the same on every rank
+    return options
+
+
+def warn_of_nonfinite(records: list[Record], space: Space, options: PruningOptions, bar: Any) -> None:
+    """Name candidates whose scores are NaN or infinite (their lines are in scores.jsonl): they rank last, or end the search."""
+    for record in records:
+        bad = [name for name, score in record.ablated.items() if score.status == "nonfinite"]
+        bad += [f"supernet's {name}" for name, score in record.supernet.items() if score.status == "nonfinite"]
+        if not bad:
+            continue
+        place = named(space, record.candidate)
+        what = f"{' and '.join(bad)} not finite without {place['operation']} on {place['cell']} edge {place['edge']}"
+        if options.nonfinite == "stop":
+            raise NumericalError(f"{what} (repeat {record.repeat}, see scores.jsonl); --nonfinite last goes on without it")
+        bar.note(f"{what} (repeat {record.repeat})")
 
 
 def plan(options: PruningOptions) -> list[tuple[str, str]]:
@@ -104,7 +146,8 @@ def make_pruning(space: Space, options: PruningOptions) -> Pruning:
     if isinstance(options, RegionOptions):
         metrics.append("regions")
     kinds = len(space.kinds)
-    return Pruning((nodes,) * kinds, options.final_edges, tuple(metrics), options.precision, options.faithful)
+    final_edges = options.final_edges or space.edges_per_node
+    return Pruning((nodes,) * kinds, final_edges, tuple(metrics), options.precision, options.faithful)
 
 
 def samples_per_architecture(options: PruningOptions) -> int:

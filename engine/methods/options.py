@@ -32,10 +32,10 @@ NATIVE_LIMIT = 32
 
 
 @dataclass(frozen=True)
-class SearchOptions:
-    """What every search takes."""
+class RunOptions:
+    """What every command that leaves a run directory takes."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     data: str = "digits"
     """Data set: a name of `engine data list`, folder:PATH or npz:PATH."""
@@ -59,8 +59,6 @@ class SearchOptions:
     """Show no progress, only the closing line."""
     dry_run: bool = False
     """Print the plan with its cost and stop."""
-    faithful: bool = False
-    """Reproduce the published code, quirks included, instead of the sound default."""
 
     @classmethod
     def preset_values(cls, name: str) -> dict[str, Any]:
@@ -84,6 +82,16 @@ class SearchOptions:
 
 
 @dataclass(frozen=True)
+class SearchOptions(RunOptions):
+    """What every search takes."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    faithful: bool = False
+    """Reproduce the published code, quirks included, instead of the sound default."""
+
+
+@dataclass(frozen=True)
 class CellOptions(SearchOptions):
     """What a search in a space of cells takes. Alone: the options of the random search."""
 
@@ -95,8 +103,10 @@ class CellOptions(SearchOptions):
     """Channels of the first cell, a multiple of 16 (48 is published); each reduction cell doubles them."""
     size: int | None = None
     """Side of the square images in pixels; none means the set's own, at most 32."""
-    final_edges: int = 2
-    """Edges that each node keeps at the end."""
+    final_edges: int | None = None
+    """Edges that each node keeps at the end; none means as many as the space says."""
+    benchmark: str | None = None
+    """Table of trained architectures of nas-bench-201 (npz or csv) that tells the true accuracy of what was found."""
 
     def validate(self) -> None:
         super().validate()
@@ -123,6 +133,8 @@ class PruningOptions(CellOptions):
     """Memory for one forward and backward, such as 500MB or 4GB; decides the width. More seldom helps a CPU's caches."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and gradients; kernels are always accumulated in float64."""
+    nonfinite: Literal["last", "stop"] = "last"
+    """What a NaN or infinite score does: rank its candidate last, or stop the search."""
 
     def validate(self) -> None:
         super().validate()

@@ -24,7 +24,7 @@ def search(options: CellOptions, run: Run, stop: Any, progress: Any) -> dict[str
     space = get_space(options.space)
     data = load_images(options)
     channels_in, _, size = data.images.shape[1:]
-    genotype = space.genotype(draw(space, options.seed, options.final_edges))
+    genotype = space.genotype(draw(space, options.seed, options.final_edges or space.edges_per_node))
     cost = count(
         genotype,
         channels=options.channels,

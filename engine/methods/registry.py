@@ -9,18 +9,19 @@ returns what goes to result.json; a method that found an architecture returns it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
 from engine.errors import ConfigurationError
+from engine.methods.darts_options import DartsOptions
 from engine.methods.options import (
     CellOptions,
     EpisodeOptions,
     MetaNTKNASOptions,
     RegionOptions,
-    SearchOptions,
+    RunOptions,
     TENASOptions,
     suggestion,
 )
@@ -28,12 +29,18 @@ from engine.methods.options import (
 
 @dataclass(frozen=True)
 class Method:
-    """A search method: its name, the class of its options, ``module:function`` of its search, and a line of help."""
+    """A search method: its name, the class of its options, ``module:function`` of its search, and a line of help.
+
+    ``shares_work`` says that its search deals its work to the ranks of a group (``run.ranks``), so that torchrun may start it.
+    ``command`` is the command that runs it.
+    """
 
     name: str
-    options: type[SearchOptions]
+    options: type[RunOptions]
     target: str
     help: str
+    shares_work: bool = False
+    command: str = "search"
 
     def load_search(self) -> Callable[..., dict[str, Any]]:
         """Import the search function."""
@@ -48,20 +55,33 @@ DEFAULT_METHOD = "metantk-nas"
 METHODS: dict[str, Method] = {}
 
 
-def register_method(name: str, options: type[SearchOptions], target: str, help: str) -> Method:
+def register_method(name: str, options: type[RunOptions], target: str, help: str, *, shares_work: bool = False) -> Method:
     """Add a method; a name that is taken is a :class:`ConfigurationError`."""
     if name in METHODS:
         raise ConfigurationError(f"method {name!r} exists already; choose another name")
-    METHODS[name] = Method(name, options, target, help)
+    METHODS[name] = Method(name, options, target, help, shares_work)
     return METHODS[name]
 
 
-def find_method(name: str) -> Method:
+@dataclass(frozen=True)
+class Command:
+    """A command that runs one method of a table and leaves a run directory: what ``--help`` says of it, and its default
+    method."""
+
+    summary: str
+    methods: Mapping[str, Method]
+    default: str
+
+
+SEARCH = Command("Search an architecture and leave a run directory.", METHODS, DEFAULT_METHOD)
+
+
+def find_method(name: str, methods: Mapping[str, Method] = METHODS) -> Method:
     """Look a method up by name, or import the :class:`Method` given as ``package.module:NAME``."""
-    if name in METHODS:
-        return METHODS[name]
+    if name in methods:
+        return methods[name]
     if ":" not in name:
-        raise ConfigurationError(f"unknown method {name!r}; {suggestion(name, METHODS)}")
+        raise ConfigurationError(f"unknown method {name!r}; {suggestion(name, methods)}")
     method = _import(name, "method")
     if not isinstance(method, Method):
         raise ConfigurationError(f"method: {name!r} is a {type(method).__name__}, not an engine.methods.registry.Method")
@@ -77,8 +97,11 @@ def _import(path: str, what: str) -> Any:
 
 
 _PRUNING = "engine.methods.metantk_nas:search"
-register_method("metantk-nas", MetaNTKNASOptions, _PRUNING, "prune a supernet by MetaNTK condition and linear regions")
-register_method("te-nas", TENASOptions, _PRUNING, "prune by NTK condition and linear regions")
-register_method("linear-regions", RegionOptions, _PRUNING, "prune by linear regions only")
-register_method("metantk-only", EpisodeOptions, _PRUNING, "prune by MetaNTK condition only")
+register_method(
+    "metantk-nas", MetaNTKNASOptions, _PRUNING, "prune a supernet by MetaNTK condition and linear regions", shares_work=True
+)
+register_method("te-nas", TENASOptions, _PRUNING, "prune by NTK condition and linear regions", shares_work=True)
+register_method("linear-regions", RegionOptions, _PRUNING, "prune by linear regions only", shares_work=True)
+register_method("metantk-only", EpisodeOptions, _PRUNING, "prune by MetaNTK condition only", shares_work=True)
 register_method("random", CellOptions, "engine.methods.random_search:search", "draw a genotype at random")
+register_method("darts", DartsOptions, "engine.methods.darts:search", "descend on a softmax over operations")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from engine.data import ImageSet, load, normalise, region_patches, sample_episodes, sample_images, support_transform
+from engine.errors import ConfigurationError
 from engine.methods.options import BatchOptions, CellOptions, EpisodeOptions, PruningOptions, RegionOptions
-from engine.methods.pruning import Candidate, Record, State
-from engine.methods.steps import Batch
+from engine.methods.pruning import Candidate, State
+from engine.methods.steps import Batch, Found, Scores
 from engine.runs.stopwatch import Stopwatch
 from engine.runs.streams import stream
 from engine.scoring.ablations import Address, KernelPair, KernelScorer, RegionScorer
@@ -20,7 +20,7 @@ from engine.scoring.result import Score
 from engine.spaces.mixture import without
 from engine.spaces.space import Space
 
-Scores = Mapping[str, Score]
+Pair = tuple[Scores | None, Scores | None]
 SPLIT = "train"
 
 
@@ -33,7 +33,7 @@ class Scorer:
 
     def __init__(self, options: PruningOptions, space: Space, data: ImageSet) -> None:
         assert options.width is not None
-        self.options, self.width, self.watch = options, options.width, Stopwatch()
+        self.options, self.space, self.width, self.watch = options, space, options.width, Stopwatch()
         self.data = data.to(options.device)
         kaiming = not options.faithful
         self.kernel: KernelScorer | None = None
@@ -62,40 +62,36 @@ class Scorer:
         if self.regions is not None:
             self._patches((0, 0))
 
-    def records(self, state: State, step: int, batch: Batch, known: Scores | None) -> tuple[list[Record], int]:
-        """Score one batch; returns its records and how many supernets were scored for them.
+    def found(self, state: State, step: int, batch: Batch) -> Found:
+        """Score one batch: a pure function of its arguments, but for the width.
 
-        ``known`` are the supernet's scores in this repeat if it was scored before. Running out of memory halves :attr:`width` and
-        scores fewer of the batch's candidates.
+        Running out of memory halves :attr:`width` and scores fewer of the batch's candidates; with one candidate a forward
+        pass it is a :class:`~engine.errors.ConfigurationError`.
         """
         while True:
-            candidates = batch.candidates[: self.width]
             try:
-                if self.options.faithful:
-                    return [self._unpaired(state, step, batch.repeat, c) for c in candidates], len(candidates)
-                return self._paired(state, step, batch.repeat, candidates, known)
+                return Found(self.width, self._pairs(state, step, batch.repeat, batch.candidates[: self.width]))
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or self.width == 1:
+                if not _out_of_memory(error):
                     raise
+            if self.width == 1:
+                remedy = "lower --channels, --size, --tasks or --region-images, or use a machine with more"
+                raise ConfigurationError(f"memory does not hold one candidate; {remedy}")
             self.width = max(1, self.width // 2)
             gc.collect()
             if self.options.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def _paired(
-        self, state: State, step: int, repeat: int, candidates: list[Candidate], known: Scores | None
-    ) -> tuple[list[Record], int]:
+    def _pairs(self, state: State, step: int, repeat: int, candidates: list[Candidate]) -> list[Pair]:
+        if self.options.faithful:
+            return [self._unpaired(state, step, repeat, candidate) for candidate in candidates]
         draws: Address = (step, repeat)
         origin = torch.tensor(state.alive)
-        if known is None:
-            (known,) = self._scores(origin.unsqueeze(0), draws, draws, draws, draws)
-            supernets = 1
-        else:
-            supernets = 0
-        ablated = self._scores(without(origin, list(candidates)), draws, draws, draws, draws)
-        return [Record(c, repeat, known, found) for c, found in zip(candidates, ablated, strict=True)], supernets
+        if not candidates:
+            return [(self._scores(origin.unsqueeze(0), draws, draws, draws, draws)[0], None)]
+        return [(None, scores) for scores in self._scores(without(origin, list(candidates)), draws, draws, draws, draws)]
 
-    def _unpaired(self, state: State, step: int, repeat: int, candidate: Candidate) -> Record:
+    def _unpaired(self, state: State, step: int, repeat: int, candidate: Candidate) -> Pair:
         """The published pairing: own images for every candidate, different heads, thin weights that repeats share; in the edge
         stage the kernel's supernet is still the one that the stage began with, the thin network's is not (reference note, 8.10).
         """
@@ -106,7 +102,7 @@ class Scorer:
             alive.unsqueeze(0), (step,), (*images, "supernet"), images, own, kernel_alive=origin.unsqueeze(0)
         )[0]
         ablated = self._scores(without(alive, [candidate]), (step,), (*images, "ablated"), images, own)[0]
-        return Record(candidate, repeat, supernet, ablated)
+        return supernet, ablated
 
     def _scores(
         self, alive: Tensor, weights: Address, head: Address, images: Address, thin: Address, kernel_alive: Tensor | None = None

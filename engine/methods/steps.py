@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,12 +12,35 @@ from engine.runs.stopwatch import Stopwatch
 from engine.scoring.result import Score
 from engine.spaces.space import Space
 
+Scores = Mapping[str, Score]
+
 
 class Batch(NamedTuple):
-    """Candidates that are scored together, in one repeat."""
+    """What is scored together in one repeat: candidates, or without any the supernet that they are compared with."""
 
     repeat: int
     candidates: list[Candidate]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The scores of a batch, or of its first candidates where memory was short, and the width that memory allows.
+
+    ``pairs`` holds (supernet, ablated) for each; None where the supernet is scored for all candidates at once, or where it was
+    scored alone.
+    """
+
+    width: int
+    pairs: list[tuple[Scores | None, Scores | None]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, floats exact; :meth:`from_json` reads them back."""
+        return {"width": self.width, "pairs": [[_scores_to_json(side) for side in pair] for pair in self.pairs]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Found:
+        """Read :meth:`to_json`'s form."""
+        return cls(value["width"], [(_scores_from_json(a), _scores_from_json(b)) for a, b in value["pairs"]])
 
 
 @dataclass
@@ -26,6 +49,8 @@ class StepWork:
 
     state: State
     records: list[Record] = field(default_factory=list)
+    known: tuple[int, Scores] | None = None
+    """The last repeat of this step whose supernet was scored alone, and its scores."""
     evaluated: int = 0
     supernets: int = 0
     decisions: int = 0
@@ -38,32 +63,40 @@ class StepWork:
         """Operation rounds and node groups decided so far: the address of this step's draws."""
         return self.state.round + self.state.group
 
-    def batches(self, candidates: list[Candidate], repeats: int, width: Callable[[], int]) -> Iterator[Batch]:
-        """What is still to be scored of this step, repeat by repeat, at most ``width()`` candidates at a time."""
-        total = len(candidates) * repeats
-        while len(self.records) < total:
-            repeat, start = divmod(len(self.records), len(candidates))
-            yield Batch(repeat, candidates[start : start + width()])
+    def batches(self, candidates: list[Candidate], repeats: int, width: int, *, paired: bool) -> list[Batch]:
+        """What this step has still to score, repeat by repeat: ``paired`` its supernet, then ``width`` candidates at a time."""
+        first, start = divmod(len(self.records), len(candidates))
+        found = []
+        for repeat in range(first, repeats):
+            if paired and (self.known is None or self.known[0] != repeat):
+                found.append(Batch(repeat, []))
+            found += [Batch(repeat, candidates[i : i + width]) for i in range(start, len(candidates), width)]
+            start = 0
+        return found
 
-    def supernet(self, repeat: int) -> Mapping[str, Score] | None:
-        """The supernet's scores in this repeat, if a scored batch brought them."""
-        return next((record.supernet for record in reversed(self.records) if record.repeat == repeat), None)
-
-    def add(self, records: list[Record], supernets: int) -> None:
-        """Take the records of one batch and the number of supernet evaluations that they needed."""
-        self.records.extend(records)
+    def add(self, batch: Batch, found: Found) -> list[Record]:
+        """Take the scores of one batch of :meth:`batches`, in its order, and return its records."""
+        self.supernets += sum(supernet is not None for supernet, _ in found.pairs)
+        if not batch.candidates:
+            supernet = found.pairs[0][0]
+            assert supernet is not None
+            self.known = (batch.repeat, supernet)
+            return []
+        records = []
+        for candidate, (own, ablated) in zip(batch.candidates, found.pairs, strict=False):
+            supernet = own if own is not None else self.known and self.known[1]
+            assert supernet is not None
+            assert ablated is not None
+            records.append(Record(candidate, batch.repeat, supernet, ablated))
+        self.records += records
         self.evaluated += len(records)
-        self.supernets += supernets
+        return records
 
     def advance(self, decision: Decision, watch: Stopwatch) -> None:
-        """Go on to the next step."""
-        self.state, self.records = decision.state, []
+        """Go on to the next step, adding the time of this one, or of what is left of it after an interruption."""
+        self.state, self.records, self.known = decision.state, [], None
         self.decisions += len(decision.pruned)
         self.changed += sum(share < 1 for share in decision.agreement)
-        self.clock(watch)
-
-    def clock(self, watch: Stopwatch) -> None:
-        """Add the time of a finished or interrupted step."""
         seconds, cpu_seconds, _ = watch.read()
         self.seconds += seconds
         self.cpu_seconds += cpu_seconds
@@ -71,7 +104,8 @@ class StepWork:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; :meth:`restore` reads them back."""
         counts = {name: getattr(self, name) for name in _COUNTS}
-        return {"pruning": self.state.to_dict(), "records": [_record_to_list(r) for r in self.records], **counts}
+        known = self.known and [self.known[0], _scores_to_json(self.known[1])]
+        return {"pruning": self.state.to_dict(), "records": [_record_to_list(r) for r in self.records], "known": known, **counts}
 
     @classmethod
     def restore(cls, loaded: tuple[dict[str, Any], Any] | None, pruning: Pruning, space: Space) -> StepWork:
@@ -81,7 +115,8 @@ class StepWork:
         value = loaded[0]
         try:
             records = [_record_from_list(item) for item in value["records"]]
-            return cls(pruning.restore(value["pruning"]), records, **{name: value[name] for name in _COUNTS})
+            known = value["known"] and (int(value["known"][0]), _scores_from_json(value["known"][1]) or {})
+            return cls(pruning.restore(value["pruning"]), records, known, **{name: value[name] for name in _COUNTS})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(f"checkpoint: not one of a pruning search ({error}); start again in another --out") from None
 
@@ -89,13 +124,20 @@ class StepWork:
 _COUNTS = ("evaluated", "supernets", "decisions", "changed", "seconds", "cpu_seconds")
 
 
-def _record_to_list(record: Record) -> list[Any]:
+def _scores_to_json(scores: Scores | None) -> dict[str, Any] | None:
     # Floats as their shortest exact text, because strict JSON has no infinities.
-    scores = [{name: [repr(s.value), s.status] for name, s in side.items()} for side in (record.supernet, record.ablated)]
-    return [list(record.candidate), record.repeat, *scores]
+    return None if scores is None else {name: [repr(s.value), s.status] for name, s in scores.items()}
+
+
+def _scores_from_json(value: dict[str, Any] | None) -> Scores | None:
+    return None if value is None else {name: Score(float(text), status, name) for name, (text, status) in value.items()}
+
+
+def _record_to_list(record: Record) -> list[Any]:
+    return [list(record.candidate), record.repeat, _scores_to_json(record.supernet), _scores_to_json(record.ablated)]
 
 
 def _record_from_list(item: list[Any]) -> Record:
     candidate, repeat, *sides = item
-    supernet, ablated = ({name: Score(float(value), status, name) for name, (value, status) in side.items()} for side in sides)
+    supernet, ablated = (_scores_from_json(side) or {} for side in sides)
     return Record(Candidate(*candidate), repeat, supernet, ablated)

@@ -49,7 +49,7 @@ def _row(directory: Path) -> tuple[str, ...]:
     run = read_run(directory, scores=False)
     try:
         settings = tomllib.loads(run.config)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         settings = {}
     chosen = (_printable(settings.get(key, "?")) for key in ("method", "data", "seed"))
     return _printable(run.name), *chosen, _state(run), _time(run)

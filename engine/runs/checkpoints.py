@@ -83,11 +83,13 @@ class CheckpointStore:
     def _write(self, directory: Path, checkpoint: Checkpoint) -> None:
         if directory.exists():
             shutil.rmtree(directory)
-        directory.mkdir(parents=True)
+        # Not with parents: a run directory that has vanished is an error, not one to begin anew.
+        directory.parent.mkdir(exist_ok=True)
+        directory.mkdir()
         record = {"logs": checkpoint.logs, "state": checkpoint.state}
         contents = {STATE: json.dumps(record, separators=(",", ":")).encode() + b"\n"}
         if checkpoint.tensors:
-            contents[TENSORS] = _pack(checkpoint.tensors)
+            contents[TENSORS] = pack(checkpoint.tensors)
         for name, data in contents.items():
             write_durable(directory / name, data)
         entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
@@ -122,7 +124,8 @@ class CheckpointStore:
         return None
 
 
-def _pack(tensors: dict[str, Tensor]) -> bytes:
+def pack(tensors: dict[str, Tensor]) -> bytes:
+    """Return ``tensors`` as the bytes of a safetensors file."""
     import torch
     from safetensors.torch import save
 
@@ -130,7 +133,8 @@ def _pack(tensors: dict[str, Tensor]) -> bytes:
     return save({name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()})
 
 
-def _unpack(data: bytes) -> dict[str, Tensor]:
+def unpack(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; anything else is :class:`Damaged`."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -148,7 +152,7 @@ def _read(directory: Path) -> Checkpoint:
         state, logs = record["state"], {str(name): int(length) for name, length in record["logs"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Damaged(f"{STATE} is not the state of a checkpoint") from None
-    return Checkpoint(state, _unpack(contents[TENSORS]) if TENSORS in contents else {}, logs)
+    return Checkpoint(state, unpack(contents[TENSORS]) if TENSORS in contents else {}, logs)
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigurationError
-from engine.methods.options import INVOCATION, SearchOptions, flag, suggestion
-from engine.methods.registry import DEFAULT_METHOD, METHODS, Method, find_method
+from engine.methods.options import INVOCATION, RunOptions, flag, suggestion
+from engine.methods.registry import SEARCH, Command, Method, find_method
 from engine.runs.options_parser import option_text, option_types, parse_options
 
 if TYPE_CHECKING:
@@ -26,25 +27,32 @@ RUNS = Path("runs")
 _FREE_ON_RESUME = INVOCATION | {"data_root"}
 
 
-def choose(argv: Sequence[str]) -> tuple[Method, list[str]]:
-    """Split the command line of a search into its method and the options.
+def choose(argv: Sequence[str], command: Command = SEARCH) -> tuple[Method, list[str]]:
+    """Split a command line into its method and the options.
 
     The method is the first word; without one it is that of the file given by ``--config``, or of the run in ``--out``
     that is to be resumed, and otherwise the default.
     """
     if argv and not argv[0].startswith("-"):
-        return find_method(argv[0]), list(argv[1:])
+        return find_method(argv[0], command.methods), list(argv[1:])
     path, out = _last_value(argv, "--config"), _last_value(argv, "--out")
     if path is None and out is not None and "--resume" in argv and (Path(out) / CONFIG_NAME).is_file():
         path = str(Path(out) / CONFIG_NAME)
-    written = _read_toml(Path(path)).get("method", DEFAULT_METHOD) if path else DEFAULT_METHOD
+    written = _read_toml(Path(path)).get("method", command.default) if path else command.default
     if not isinstance(written, str):
         raise ConfigurationError(f"{path}: method: expected text, got {written}")
     if ":" in written:
         raise ConfigurationError(
             f"{path}: a file may not import code; give the method {written!r} as the first word of the command"
         )
-    return find_method(written), list(argv)
+    return find_method(written, command.methods), list(argv)
+
+
+def restarted(argv: Sequence[str]) -> list[str]:
+    """``argv``, with ``--resume`` if torchrun has restarted the group and ``--out`` holds what the attempt before saved."""
+    out = _last_value(argv, "--out")
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and out is not None and "--resume" not in argv
+    return [*argv, "--resume"] if again and (Path(str(out)) / CONFIG_NAME).is_file() else list(argv)
 
 
 def _last_value(argv: Sequence[str], option: str) -> str | None:
@@ -58,13 +66,13 @@ def _last_value(argv: Sequence[str], option: str) -> str | None:
     return value
 
 
-def resolve(method: str | Method, argv: Sequence[str]) -> SearchOptions:
+def resolve(method: str | Method, argv: Sequence[str], command: Command = SEARCH) -> RunOptions:
     """The options of a run, checked: those of ``argv`` (without the method) over the file, the preset and the defaults.
 
     With ``--resume`` they are those of the run that is resumed, whose directory is then in ``out``.
     """
-    method = find_method(method) if isinstance(method, str) else method
-    flags = parse_options(method.options, argv, prog=_prog(method), description=_description(method))
+    method = find_method(method, command.methods) if isinstance(method, str) else method
+    flags = parse_options(method.options, argv, prog=_prog(method), description=_description(method, command))
     file = from_toml(method, Path(flags["config"])) if flags.get("config") else {}
     _refuse_code(flags.get("config"), file, flags)
     given = {**file, **flags}
@@ -78,14 +86,14 @@ def _refuse_code(path: str | Path | None, stored: Mapping[str, Any], given: Mapp
         raise ConfigurationError(f"{path}: a file may not import code; add --space {space} to the command if it is yours")
 
 
-def _layer(method: Method, values: Mapping[str, Any]) -> SearchOptions:
+def _layer(method: Method, values: Mapping[str, Any]) -> RunOptions:
     preset = method.options.preset_values(values.get("preset", method.options.preset))
     options = method.options(**{**preset, **values})
     options.validate()
     return options
 
 
-def _resumed(method: Method, given: Mapping[str, Any]) -> SearchOptions:
+def _resumed(method: Method, given: Mapping[str, Any]) -> RunOptions:
     """The options written in the run; one that was given and contradicts them is a :class:`ConfigurationError`."""
     out = Path(given["out"]) if given.get("out") else _latest_directory(method, _layer(method, given))
     path = out / CONFIG_NAME
@@ -103,7 +111,7 @@ def _resumed(method: Method, given: Mapping[str, Any]) -> SearchOptions:
     return options
 
 
-def _default_directories(method: Method, options: SearchOptions) -> Iterator[Path]:
+def _default_directories(method: Method, options: RunOptions) -> Iterator[Path]:
     """``runs/METHOD-DATA-SEED``, ``...-2``, ``...-3`` and so on."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{method.name}-{options.data}-{options.seed}")
     yield RUNS / name
@@ -111,12 +119,12 @@ def _default_directories(method: Method, options: SearchOptions) -> Iterator[Pat
         yield RUNS / f"{name}-{number}"
 
 
-def free_directory(method: Method, options: SearchOptions) -> Path:
+def free_directory(method: Method, options: RunOptions) -> Path:
     """The first default run directory that is not there yet."""
     return next(path for path in _default_directories(method, options) if not path.exists())
 
 
-def _latest_directory(method: Method, options: SearchOptions) -> Path:
+def _latest_directory(method: Method, options: RunOptions) -> Path:
     """The last default run directory before the free one; the first if none is there."""
     existing = list(takewhile(Path.exists, _default_directories(method, options)))
     return existing[-1] if existing else next(_default_directories(method, options))
@@ -154,7 +162,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not a TOML file ({error})") from None
 
 
-def to_toml(method: str, options: SearchOptions) -> str:
+def to_toml(method: str, options: RunOptions) -> str:
     """The method and its resolved options as TOML that ``--config`` reads back to the same options.
 
     Left out are the options that say how one command behaves (``INVOCATION``), and those that are ``None`` unless the preset
@@ -173,20 +181,22 @@ def to_toml(method: str, options: SearchOptions) -> str:
     return tomli_w.dumps(values)
 
 
-def rewrite_config(run: Run, options: SearchOptions) -> None:
-    """Put changed options into the config.toml of a run, such as a width that had to be halved."""
+def rewrite_config(run: Run, options: RunOptions) -> None:
+    """Put changed options into the config.toml of a run, such as a width that had to be halved; the lead of the ranks does."""
+    if not run.ranks.lead:
+        return
     method = _read_toml(run.directory / CONFIG_NAME)["method"]
     run.write_text(CONFIG_NAME, to_toml(method, options))
 
 
 def _prog(method: Method) -> str:
-    return f"engine search {method.name}"
+    return f"engine {method.command} {method.name}"
 
 
-def _description(method: Method) -> str:
-    rows = "\n".join(f"  {name:<15} {known.help}" for name, known in METHODS.items())
+def _description(method: Method, command: Command) -> str:
+    rows = "\n".join(f"  {name:<15} {known.help}" for name, known in command.methods.items())
     return (
-        f"Search an architecture and leave a run directory. Below: the options of {method.name}.\n\n"
-        f"methods, as the first word ({DEFAULT_METHOD} if none is given):\n{rows}\n"
+        f"{command.summary} Below: the options of {method.name}.\n\n"
+        f"methods, as the first word ({command.default} if none is given):\n{rows}\n"
         f"  MODULE:NAME     a method of your own\n\npresets: {', '.join(method.options.presets)}"
     )

@@ -9,6 +9,7 @@ from engine.errors import ConfigurationError
 from engine.runs.layout import OUTPUT, Box, Key, Layout, lay_out
 from engine.runs.markup import escape
 from engine.spaces.genotype import Genotype
+from engine.spaces.space import SPACES
 
 MAX_STATES, MAX_CONNECTIONS = 64, 500
 MARGIN, HEADING = 20.0, 34.0
@@ -40,6 +41,7 @@ OTHER_FAMILY = "#0d9488"
 
 def draw_cell(genotype: Genotype, kind: str) -> str:
     """Return the SVG of cell ``kind`` of ``genotype``: inputs c_{k-2} and c_{k-1}, nodes from 0, output c_k (the concatenation).
+    Where the cells of a space have one input it is c_{k-1}.
 
     Each edge is a box that lists its operations, coloured by family. Raises :class:`ConfigurationError` for a kind that the
     genotype does not have and for cells of more than 64 states or 500 connections. Some ten milliseconds.
@@ -52,21 +54,27 @@ def draw_cell(genotype: Genotype, kind: str) -> str:
     if len(states) > MAX_STATES or len(cell.connections) > MAX_CONNECTIONS:
         limits = f"{MAX_STATES} states or {MAX_CONNECTIONS} connections"
         raise ConfigurationError(f"the {kind!r} cell is too large to draw (over {limits})")
+    inputs = input_count(genotype.space)
     operations: dict[Key, list[str]] = defaultdict(list)
     for connection in cell.connections:
         operations["edge", connection.source, connection.target].append(connection.operation)
 
     def size(key: Key) -> tuple[float, float]:
         if key[0] != "edge":
-            return (52.0 if key == OUTPUT or key in (("state", 0), ("state", 1)) else 36.0), 36.0
+            return (52.0 if key == OUTPUT or key in _input_names(inputs) else 36.0), 36.0
         labels = operations[key]
         return 30 + CHARACTER * max(_columns(_shorten(label)) for label in labels), ROW * len(labels)
 
-    layout = lay_out(cell, size)
+    layout = lay_out(cell, size, inputs=inputs)
     parts = [_lines(layout)]
     parts += [_edge(layout, key, operations[key]) for key in layout.boxes if key[0] == "edge"]
-    parts += [_state(layout, key) for key in layout.boxes if key[0] in ("state", "output")]
+    parts += [_state(layout, key, inputs) for key in layout.boxes if key[0] in ("state", "output")]
     return _page(layout, kind, parts)
+
+
+def input_count(space: str) -> int:
+    """How many inputs the cells of a space have; two where the space is not a registered one."""
+    return SPACES[space].inputs if space in SPACES else 2
 
 
 def _page(layout: Layout, kind: str, parts: list[str]) -> str:
@@ -119,10 +127,15 @@ def _edge(layout: Layout, key: Key, labels: list[str]) -> str:
     return "\n".join(parts)
 
 
-def _state(layout: Layout, key: Key) -> str:
+def _input_names(inputs: int) -> dict[Key, str]:
+    """Which cell before this one each input is the output of."""
+    return {("state", state): f"k−{inputs - state}" for state in range(inputs)}
+
+
+def _state(layout: Layout, key: Key, inputs: int) -> str:
     box = layout.boxes[key]
-    below = {("state", 0): "k−2", ("state", 1): "k−1", OUTPUT: "k"}.get(key)
-    name = f'c<tspan dy="3.5" font-size="10.5">{below}</tspan>' if below else str(int(key[1]) - 2)
+    below = (_input_names(inputs) | {OUTPUT: "k"}).get(key)
+    name = f'c<tspan dy="3.5" font-size="10.5">{below}</tspan>' if below else str(int(key[1]) - inputs)
     text = f'<text class="cell-ink" x="{box.x:.1f}" y="{box.y + 5:.1f}" {STATE_NAME}>{name}</text>'
     return f'<rect class="cell-state" {_rectangle(box)} rx="18" fill="#e8eef8" stroke="#6b7a94" stroke-width="1.4"/>\n{text}'
 

@@ -41,14 +41,14 @@ class Layout:
     height: float = 0.0
 
 
-def lay_out(cell: CellGenotype, size: Callable[[Key], tuple[float, float]], spacing: float = 14.0) -> Layout:
-    """Return the layout of ``cell`` with its top left corner at (0, 0).
+def lay_out(cell: CellGenotype, size: Callable[[Key], tuple[float, float]], spacing: float = 14.0, inputs: int = 2) -> Layout:
+    """Return the layout of ``cell``, whose first ``inputs`` states are inputs, with its top left corner at (0, 0).
 
     Keys are ``("state", s)``, ``("edge", source, target)``, ``("lane", s, column)`` and :data:`OUTPUT`; ``size`` gives the
     width and height of all but lanes. Deterministic; a cell of four nodes takes about five milliseconds.
     """
     layout = Layout()
-    for key, column in _join(cell, layout).items():
+    for key, column in _join(cell, layout, inputs).items():
         while len(layout.columns) <= column:
             layout.columns.append([])
         layout.columns[column].append(key)
@@ -59,9 +59,9 @@ def lay_out(cell: CellGenotype, size: Callable[[Key], tuple[float, float]], spac
     return layout
 
 
-def _join(cell: CellGenotype, layout: Layout) -> dict[Key, int]:
+def _join(cell: CellGenotype, layout: Layout, inputs: int) -> dict[Key, int]:
     """Fill ``layout.links`` and return the column of every box."""
-    states = {0, 1, *cell.concat, *(s for c in cell.connections for s in (c.source, c.target))}
+    states = {*range(inputs), *cell.concat, *(s for c in cell.connections for s in (c.source, c.target))}
     depth: dict[int, int] = {}
     for state in sorted(states):
         sources = [depth[c.source] for c in cell.connections if c.target == state]

@@ -16,6 +16,30 @@ Snapshot = Callable[[], tuple[dict[str, Any], "dict[str, Tensor]"]]
 
 # A second of saved work lost is a second done again: half a minute is what an interruption may cost.
 SAVE_SECONDS = 30.0
+# Of the time between two checkpoints, writing one may take this share.
+SAVE_SHARE = 0.01
+
+
+class Pace:
+    """When a checkpoint is due whose writing takes unknown time: often, but for at most a hundredth of all time.
+
+    That is after 100 times what the last one took, at the latest after :data:`SAVE_SECONDS`; the first is due at once. Call
+    :meth:`due`, and right after saving :meth:`saved`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = self._asked = clock()
+
+    def due(self) -> bool:
+        """Whether to save now."""
+        self._asked = self._clock()
+        return self._asked >= self._next
+
+    def saved(self) -> None:
+        """Take note of a checkpoint that was written since :meth:`due` was asked."""
+        now = self._clock()
+        self._next = now + min(SAVE_SECONDS, (now - self._asked) / SAVE_SHARE)
 
 
 def steps(

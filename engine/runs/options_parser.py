@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from engine.errors import ConfigurationError
-from engine.methods.options import SearchOptions, flag, suggestion
+from engine.methods.options import RunOptions, flag, suggestion
 
 _LABELS = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 
@@ -56,12 +56,14 @@ class OptionType:
             return self.from_value(text)
         if self.base is bool:
             return text == "true" if text in ("true", "false") else self._refuse()
-        return self.base(text)
+        return self.from_value(self.base(text))
 
     def from_value(self, value: Any) -> Any:
         """Check a value of a TOML file; :class:`ValueError` if it is of another type."""
         if self.optional and value == "none":
             return None
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            self._refuse()  # TOML's integers have 64 bits
         if self.base is float and type(value) is int:
             return float(value)
         if type(value) is not self.base or (self.choices and value not in self.choices):
@@ -76,12 +78,12 @@ class OptionType:
         raise ValueError(f"expected {self.label}")
 
 
-def option_types(options: type[SearchOptions]) -> dict[str, OptionType]:
+def option_types(options: type[RunOptions]) -> dict[str, OptionType]:
     """The type of every option of a method, from the annotations of its options class."""
     return {name: OptionType.of(hint) for name, hint in _hints(options).items()}
 
 
-def _hints(options: type[SearchOptions]) -> dict[str, Any]:
+def _hints(options: type[RunOptions]) -> dict[str, Any]:
     hints = get_type_hints(options)
     return {field.name: hints[field.name] for field in fields(options)}
 
@@ -95,7 +97,7 @@ class _Words(list[str]):
     """The words that followed an option on the command line."""
 
 
-def parse_options(options: type[SearchOptions], argv: Sequence[str], *, prog: str, description: str) -> dict[str, Any]:
+def parse_options(options: type[RunOptions], argv: Sequence[str], *, prog: str, description: str) -> dict[str, Any]:
     """The options that ``argv`` gives, and only those, as values of their types.
 
     ``--help`` prints and raises SystemExit. tyro hands every option over as the list of its words, so that mistakes are

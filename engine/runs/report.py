@@ -19,7 +19,14 @@ from engine.runs.report_style import STYLE
 # A browser then refuses scripts and requests, whatever a hostile file might have slipped past the escaping.
 POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
 VIEWPORT = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-ELSEWHERE = ("genotype", "choice_changes", "schema", "plots", "tables")  # parts of the result with a section of their own
+ELSEWHERE = (
+    "genotype",
+    "choice_changes",
+    "schema",
+    "plots",
+    "tables",
+    "tests",
+)  # parts of the result with a section of their own
 LABELS = {"cpu_seconds": "CPU time", "seconds": "Time", "flops": "FLOPs", "data": "Data set"}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from engine.runs.charts import LARGEST, Column, strip_chart
+from engine.runs.drawing import input_count
 from engine.runs.markup import escape
 from engine.runs.progress import duration
 from engine.runs.records import RunFiles, number, objects
@@ -43,6 +44,7 @@ def agreement(run: RunFiles) -> str:
 def pruning(run: RunFiles) -> str:
     """List what each round removed and how sure it was."""
     parts = []
+    inputs = input_count(run.genotype.space) if run.genotype else 2
     for index, event in enumerate(run.rounds):
         pruned = objects(event.get("pruned"))
         shares = _agreements(event)
@@ -50,7 +52,7 @@ def pruning(run: RunFiles) -> str:
         facts += [f"{len(pruned)} pruned"]
         facts += [f"mean agreement {sum(shares) / len(shares):.0%}"] if shares else []
         summary = f'<summary><b>{escape(_name(event))}</b> <span class="soft">{escape(" · ".join(facts))}</span></summary>'
-        table = _table(PRUNING_HEAD, [_pruned(item) for item in pruned])
+        table = _table(PRUNING_HEAD, [_pruned(item, inputs) for item in pruned])
         parts.append(f"<details{' open' if index == 0 else ''}>{summary}{table}</details>")
     note = (
         '<p class="soft">Δ is the relative change of a score when the operation is removed, the mean over repeats; the smallest '
@@ -59,9 +61,9 @@ def pruning(run: RunFiles) -> str:
     return note + "".join(parts) if parts else ""
 
 
-def _pruned(item: dict[str, Any]) -> str:
+def _pruned(item: dict[str, Any], inputs: int) -> str:
     share = number(item.get("agreement"))
-    edge = f"{_state(item.get('source'))} → {_state(item.get('target'))}"
+    edge = f"{_state(item.get('source'), inputs)} → {_state(item.get('target'), inputs)}"
     cells = [
         escape(item.get("cell", "")),
         f'{edge} <span class="soft">({escape(item.get("edge", "?"))})</span>',
@@ -163,11 +165,11 @@ def _name(record: dict[str, Any]) -> str:
     return f"Round {record.get('round', '?')}" + ("" if stage == "operations" else f" {stage}")
 
 
-def _state(value: Any) -> str:
+def _state(value: Any, inputs: int) -> str:
     """Return a state by the name that it has in the drawing."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         return "?"
-    return ("c<sub>k−2</sub>", "c<sub>k−1</sub>")[value] if value < 2 else f"node {value - 2}"
+    return f"c<sub>k−{inputs - value}</sub>" if value < inputs else f"node {value - inputs}"
 
 
 def _signed(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigurationError
-from engine.runs.checkpoints import Checkpoint, CheckpointStore
+from engine.runs.checkpoints import Checkpoint, CheckpointStore, pack, unpack
+from engine.runs.distribution import ALONE, Ranks
 from engine.runs.files import canonical, replace_file, storage, strict, write_all
 from engine.runs.locking import Lock
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Loaded = tuple[dict[str, Any], "dict[str, Tensor]"]
 LOGS = ("scores.jsonl", "metrics.jsonl")
 MARKERS = ("config.toml", "result.json", "checkpoints", *LOGS)
 
@@ -32,17 +35,20 @@ class Run:
     appends, because loading cuts the logs back to where the checkpoint was made: so a run that was killed at any
     moment and resumed leaves the same bytes as one that was not. Every failing write is a :class:`ConfigurationError` that
     names the path, and leaves the last checkpoint whole.
+
+    ``ranks`` are the processes that share the run; this one, their lead, writes, the others hold a :class:`FollowingRun`.
     """
 
-    def __init__(self, directory: Path, lock: Lock, notice: Callable[[str], None]) -> None:
+    def __init__(self, directory: Path, lock: Lock, notice: Callable[[str], None], ranks: Ranks = ALONE) -> None:
         self.directory = directory
+        self.ranks = ranks
         self._lock = lock
         self._notice = notice
         self._checkpoints = CheckpointStore(directory / "checkpoints")
         self._logs: dict[str, int] = {}
 
     @classmethod
-    def create(cls, out: Path, config_toml: str, environment: dict[str, Any]) -> Run:
+    def create(cls, out: Path, config_toml: str, environment: dict[str, Any], *, ranks: Ranks = ALONE) -> Run:
         """Start a run in ``out``, which may be missing or hold unrelated files, but no other run."""
         with storage(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -50,7 +56,7 @@ class Run:
         try:
             if any((out / name).exists() for name in MARKERS):
                 raise ConfigurationError(f"{out} already holds a run; add --resume or choose another --out")
-            run = cls(out, lock, _to_stderr)
+            run = cls(out, lock, _to_stderr, ranks)
             run.write_text("config.toml", config_toml)
             run.write_json("env.json", environment)
             run._open_logs({})
@@ -60,13 +66,13 @@ class Run:
         return run
 
     @classmethod
-    def resume(cls, out: Path, *, notice: Callable[[str], None] = _to_stderr) -> Run:
+    def resume(cls, out: Path, *, notice: Callable[[str], None] = _to_stderr, ranks: Ranks = ALONE) -> Run:
         """Open the run in ``out``. ``notice`` is told, in one line, of each damaged checkpoint that is skipped."""
         with storage(out):
             holds_run = (out / "config.toml").is_file()
         if not holds_run:
             raise ConfigurationError(f"{out} holds no run to resume; leave out --resume or give the --out of a run")
-        return cls(out, Lock(out), notice)
+        return cls(out, Lock(out), notice, ranks)
 
     @property
     def finished(self) -> bool:
@@ -97,10 +103,13 @@ class Run:
         for name, descriptor in self._logs.items():
             with storage(self.directory / name):
                 os.fsync(descriptor)
-                lengths[name] = os.fstat(descriptor).st_size
+                status = os.fstat(descriptor)
+                if not status.st_nlink:
+                    raise FileNotFoundError(errno.ENOENT, "it was removed while the run was writing to it")
+                lengths[name] = status.st_size
         self._checkpoints.save(Checkpoint(state, tensors or {}, lengths))
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    def load(self) -> Loaded | None:
         """Return (state, tensors) of the newest whole checkpoint, ``None`` if there is none, and cut the logs back to it.
 
         Damaged checkpoints are skipped with a notice; if all are damaged, a :class:`ConfigurationError` names the files
@@ -109,12 +118,12 @@ class Run:
         found = self._checkpoints.newest({name: self._log_length(name) for name in LOGS})
         if found is None:
             self._open_logs({})
-            return None
+            return _shared(self.ranks, None)
         path, checkpoint, problems = found
         for problem in problems:
             self._notice(f"{problem}; going on from checkpoint {path.name}")
         self._open_logs(checkpoint.logs)
-        return checkpoint.state, checkpoint.tensors
+        return _shared(self.ranks, (checkpoint.state, checkpoint.tensors))
 
     def _check_open(self) -> None:
         if not self._logs:
@@ -153,3 +162,36 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class FollowingRun(Run):
+    """The run as a rank sees it that is not the lead: it loads what the lead loaded, and leaves all writing to it."""
+
+    def __init__(self, directory: Path, ranks: Ranks) -> None:
+        self.directory = directory
+        self.ranks = ranks
+
+    def append(self, name: str, record: dict[str, Any]) -> None:
+        """Leave the line to the lead."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Leave the file to the lead."""
+
+    def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
+        """Leave the checkpoint to the lead."""
+
+    def load(self) -> Loaded | None:
+        """Return what the lead's :meth:`Run.load` returned."""
+        return _shared(self.ranks, None)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _shared(ranks: Ranks, loaded: Loaded | None) -> Loaded | None:
+    """What the lead loaded, on every rank."""
+    if ranks.world == 1:
+        return loaded
+    state = ranks.share("loaded", [loaded[0]] if loaded else [])
+    data = ranks.share_bytes("tensors", pack(loaded[1]) if ranks.lead and loaded and loaded[1] else b"")
+    return (state[0], unpack(data) if data else {}) if state else None

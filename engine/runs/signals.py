@@ -11,6 +11,9 @@ from types import FrameType
 
 from engine.errors import Interrupted, Preempted
 
+# Ctrl-C; the end of a preempted job; the warning that SLURM sends some time before a job's end (``sbatch --signal=USR1@120``).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class Stop:
     """Whether somebody asked the run to stop. Ask with :meth:`check` where everything worth keeping has been saved."""
@@ -24,11 +27,12 @@ class Stop:
         return self._signal is not None
 
     def check(self) -> None:
-        """Raise :class:`Interrupted` (exit 130) after SIGINT, :class:`Preempted` (exit 75) after SIGTERM, else return."""
+        """Raise :class:`Interrupted` (exit 130) after SIGINT, :class:`Preempted` (exit 75) after another, else return."""
         if self._signal == signal.SIGINT:
             raise Interrupted("stopped by Ctrl-C; the work is saved, continue with --resume")
-        if self._signal == signal.SIGTERM:
-            raise Preempted("stopped by SIGTERM; the work is saved, continue with --resume")
+        if self._signal is not None:
+            name = signal.Signals(self._signal).name
+            raise Preempted(f"stopped by {name}; the work is saved, continue with --resume")
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
@@ -41,7 +45,7 @@ class Stop:
 
 @contextmanager
 def graceful() -> Iterator[Stop]:
-    """Let SIGINT and SIGTERM ask for a stop instead of stopping; a second SIGINT raises ``KeyboardInterrupt`` at once.
+    """Let :data:`SIGNALS` ask for a stop instead of stopping; a second SIGINT raises ``KeyboardInterrupt`` at once.
 
     The handlers that were there come back at the end. Python handles signals in the main thread only, so in any other
     thread the yielded :class:`Stop` never asks for anything.
@@ -50,7 +54,7 @@ def graceful() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         for number in before:
             signal.signal(number, stop._handle)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.errors import NumericalError
+from engine.errors import ConfigurationError, NumericalError
 from engine.methods.metantk_nas import make_pruning, plan, with_width
 from engine.methods.options import EpisodeOptions, MetaNTKNASOptions, RegionOptions, TENASOptions
 from engine.methods.pruning import Candidate
@@ -136,8 +136,8 @@ def scored(dtype: str, width: int) -> list[float]:
     pruning = make_pruning(FEW_SHOT, options)
     work = StepWork(pruning.start(FEW_SHOT.alive()))
     candidates = pruning.candidates(work.state)[::18]
-    for batch in work.batches(candidates, 1, lambda: scorer.width):
-        work.add(*scorer.records(work.state, 0, batch, work.supernet(batch.repeat)))
+    for batch in work.batches(candidates, 1, width, paired=True):
+        work.add(batch, scorer.found(work.state, 0, batch))
     assert work.supernets == 1
     return [record.ablated["condition"].value for record in work.records]
 
@@ -155,12 +155,16 @@ def test_candidates_of_one_repeat_share_weights_images_and_head():
     scorer = Scorer(options, FEW_SHOT, load_images(options))
     state = make_pruning(FEW_SHOT, options).start(FEW_SHOT.alive())
     candidate = Candidate(0, 3, 2)
-    (alone,), _ = scorer.records(state, 0, Batch(0, [candidate]), None)
-    (first, again), _ = scorer.records(state, 0, Batch(0, [Candidate(1, 0, 1), candidate]), alone.supernet)
-    assert again.ablated["condition"].value == pytest.approx(alone.ablated["condition"].value, rel=1e-4)
-    assert first.ablated["condition"].value != pytest.approx(alone.ablated["condition"].value, rel=1e-4)
-    (later,), _ = scorer.records(state, 0, Batch(1, [candidate]), None)
-    assert later.supernet["condition"].value != alone.supernet["condition"].value, "repeats draw anew"
+
+    def conditions(repeat: int, *candidates: Candidate) -> list[float]:
+        pairs = scorer.found(state, 0, Batch(repeat, list(candidates))).pairs
+        return [(supernet or ablated)["condition"].value for supernet, ablated in pairs]
+
+    alone = conditions(0, candidate)
+    first, again = conditions(0, Candidate(1, 0, 1), candidate)
+    assert [again] == pytest.approx(alone, rel=1e-4)
+    assert [first] != pytest.approx(alone, rel=1e-4)
+    assert conditions(0) != conditions(1), "repeats draw anew"
 
 
 def test_out_of_memory_halves_the_width_and_goes_on(tmp_path, monkeypatch):
@@ -201,6 +205,56 @@ def test_a_supernet_without_a_usable_score_ends_the_search(tmp_path, monkeypatch
     monkeypatch.setattr(ablations.KernelScorer, "kernels", nan)
     with pytest.raises(NumericalError, match="condition"):
         search(tmp_path / "run")
+
+
+@pytest.fixture
+def one_nan(monkeypatch):
+    """The condition number of the third candidate of the first batch is NaN."""
+    from engine.scoring import ablations
+
+    kernels, batches = ablations.KernelScorer.kernels, []
+
+    def broken(self, alive, images):
+        pair = kernels(self, alive, images)
+        batches.append(len(alive))
+        if len(batches) == 2:
+            pair.theta[2] = torch.nan
+        return pair
+
+    monkeypatch.setattr(ablations.KernelScorer, "kernels", broken)
+
+
+@pytest.mark.usefixtures("one_nan")
+def test_a_candidate_whose_score_is_nan_is_named_and_ranks_last(tmp_path, capsys):
+    words = [word for word in TOY if word != "--quiet"]
+    assert main([*words, "--width", "8", "--out", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run/scores.jsonl").read_text().splitlines()]
+    (bad,) = [line for line in lines if line["condition_status"] == "nonfinite"]
+    assert bad["condition"] == "nan"
+    named = f"condition not finite without {bad['operation']} on {bad['cell']} edge {bad['edge']} (repeat 0)"
+    assert capsys.readouterr().err.count(named) == 1
+    rounds = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    first = [(row["cell"], row["edge"], row["operation"]) for row in rounds[0]["pruned"]]
+    assert (bad["cell"], bad["edge"], bad["operation"]) not in first
+
+
+@pytest.mark.usefixtures("one_nan")
+def test_a_score_that_is_nan_ends_the_search_where_that_is_asked(tmp_path):
+    with pytest.raises(NumericalError, match=r"condition not finite without .* --nonfinite last"):
+        search(tmp_path / "run", "--nonfinite", "stop", "--width", "8")
+    last = json.loads((tmp_path / "run/scores.jsonl").read_text().splitlines()[2])
+    assert last["condition_status"] == "nonfinite"
+
+
+def test_too_little_memory_for_one_candidate_is_said_so(tmp_path, monkeypatch):
+    from engine.scoring import ablations
+
+    def greedy(self, alive, images):
+        raise MemoryError
+
+    monkeypatch.setattr(ablations.KernelScorer, "kernels", greedy)
+    with pytest.raises(ConfigurationError, match="memory does not hold one candidate"):
+        search(tmp_path / "run", "--width", "8")
 
 
 def test_width_follows_from_memory_and_is_written_down(tmp_path):

@@ -8,10 +8,13 @@ import threading
 import pytest
 
 from engine.errors import Interrupted, Preempted
-from engine.runs.signals import graceful
+from engine.runs.signals import SIGNALS, graceful
 
 
-@pytest.mark.parametrize(("number", "error", "code"), [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Preempted, 75)])
+@pytest.mark.parametrize(
+    ("number", "error", "code"),
+    [(signal.SIGINT, Interrupted, 130), (signal.SIGTERM, Preempted, 75), (signal.SIGUSR1, Preempted, 75)],
+)
 def test_a_signal_is_raised_at_the_check(number: int, error: type[Interrupted | Preempted], code: int) -> None:
     with graceful() as stop:
         stop.check()
@@ -45,10 +48,10 @@ def ctrl_c_twice(handler_before: object) -> None:
 
 
 def test_the_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in SIGNALS]
     with pytest.raises(KeyboardInterrupt), graceful():
         ctrl_c_twice(before[0])
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_in_another_thread_nothing_is_installed() -> None:

@@ -1,0 +1,110 @@
+"""Images of a differentiable search: two halves of a training set, and batches by address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.data import ImageSet, horizontal_flip, load, normalise, random_crop
+from engine.errors import ConfigurationError
+from engine.methods.darts_options import DartsOptions
+from engine.runs.streams import stream
+
+# Sets in which the mirror image of a picture belongs to another class or to none.
+UNMIRRORED = ("digits", "omniglot")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised images (B, C, H, W), channels innermost, and labels (B,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Halves:
+    """The training half that moves the weights and the validation half that moves the architecture.
+
+    A set with a sample split (CIFAR-10: halves of the training images) gives its ``train`` and ``val``; of any other the images
+    of the training classes are halved, class by class, at random by address.
+    """
+
+    def __init__(self, options: DartsOptions) -> None:
+        data = load_set(options)
+        self.data = data.to(options.device)
+        self.classes = len(data.classes("train"))
+        self._label = torch.full((len(data.class_names),), -1).index_copy_(
+            0, torch.tensor(sorted(data.classes("train"))), torch.arange(self.classes)
+        )
+        self.train, self.validation = _halves(data, options)
+        self.seed, self.size = options.seed, options.batch
+        self.augment = options.data not in UNMIRRORED if options.augment is None else options.augment
+        smallest = min(len(self.train), len(self.validation))
+        if smallest < options.batch:
+            raise ConfigurationError(f"--batch: a half of {options.data} has {smallest} images, fewer than {options.batch}")
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return len(self.train) // self.size
+
+    def training(self, epoch: int, step: int) -> Batch:
+        """One batch of a pass over the training half in an order of its own."""
+        order = torch.randperm(len(self.train), generator=stream(self.seed, "train-order", epoch))
+        chosen = self.train[order[step * self.size : (step + 1) * self.size]]
+        return self._augmented(chosen, stream(self.seed, "train-augment", epoch, step))
+
+    def validating(self, epoch: int, step: int) -> Batch:
+        """A batch of the validation half, drawn afresh for every step, as the published code does."""
+        drawn = torch.randperm(len(self.validation), generator=stream(self.seed, "validation-batch", epoch, step))[: self.size]
+        return self._augmented(self.validation[drawn], stream(self.seed, "validation-augment", epoch, step))
+
+    def plain_validation(self) -> Iterator[Batch]:
+        """The validation half as it is, in equal batches; what does not fill one is left out."""
+        for chosen in self.validation.split(self.size):
+            if len(chosen) == self.size:
+                yield self._batch(self.data.images[chosen.to(self.data.images.device)], chosen)
+
+    def _augmented(self, chosen: Tensor, generator: torch.Generator) -> Batch:
+        images = self.data.images[chosen.to(self.data.images.device)]
+        if self.augment:
+            images = horizontal_flip(random_crop(images, generator, padding=max(1, images.shape[-1] // 8)), generator)
+        return self._batch(images, chosen)
+
+    def _batch(self, images: Tensor, chosen: Tensor) -> Batch:
+        labels = self._label[self.data.labels[chosen.to(self.data.labels.device)].cpu()].to(images.device)
+        normal = normalise(images, self.data.mean, self.data.std)
+        return Batch(normal.contiguous(memory_format=torch.channels_last), labels)
+
+
+def load_set(options: DartsOptions) -> ImageSet:
+    """The set at the resolution of the search."""
+    data = load(options.data, options.data_root, options.size, splits=("train", "val"))
+    height, width = data.images.shape[-2:]
+    size = options.resolution(max(height, width))
+    return data if (height, width) == (size, size) else data.resized(size)
+
+
+def _halves(data: ImageSet, options: DartsOptions) -> tuple[Tensor, Tensor]:
+    if data.sample_splits and "val" in data.sample_splits:
+        halves = data.sample_splits["train"], data.sample_splits["val"]
+    else:
+        members = data.members("train")
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for number, (start, count) in enumerate(zip(members.starts.tolist(), members.counts.tolist(), strict=True)):
+            order = torch.randperm(count, generator=stream(options.seed, "halves", number))
+            own = members.order[start : start + count][order]
+            parts[0].append(own[: count // 2])
+            parts[1].append(own[count // 2 :])
+        halves = torch.cat(parts[0]), torch.cat(parts[1])
+    if options.images is None:
+        return halves
+    return _some(halves[0], options, "train"), _some(halves[1], options, "validation")
+
+
+def _some(half: Tensor, options: DartsOptions, which: str) -> Tensor:
+    order = torch.randperm(len(half), generator=stream(options.seed, "some-images", which))
+    return half[order[: options.images]]

@@ -1,0 +1,94 @@
+"""The options of the DARTS family. No torch here.
+
+Defaults and presets follow reference note tetlo-darts: ``published`` is section 1.5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from engine.errors import ConfigurationError
+from engine.methods.options import NATIVE_LIMIT, SearchOptions
+from engine.spaces.darts import searched_space
+
+_SMALL = {"cells": 5, "channels": 8, "size": 16, "batch": 64, "epochs": 20}
+
+DARTS_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32, "batch": 64, "epochs": 50},
+    "small": {**_SMALL, "data": "cifar10"},
+}
+
+
+@dataclass(frozen=True)
+class DartsOptions(SearchOptions):
+    """DARTS: gradient descent on a softmax over operations. --faithful is --hessian finite-difference."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DARTS_PRESETS
+
+    space: Literal["darts", "darts-s1", "darts-s2", "darts-s3"] = "darts"
+    """Search space: all eight operations on every edge, or S1, S2, S3 of RobustDARTS."""
+    cells: int = 8
+    """Cells of the supernet; those at one and two thirds of the depth reduce."""
+    channels: int = 16
+    """Channels of the first cell, even; each reduction cell doubles them."""
+    size: int | None = None
+    """Side of the square images in pixels; none means the set's own, at most 32."""
+    images: int | None = None
+    """Images of each half of the training set that are used; none means all."""
+    augment: bool | None = None
+    """Crop and mirror training images; none means yes, except for digits and omniglot, whose classes a mirror image changes."""
+    batch: int = 64
+    """Images of a step; an epoch leaves out what does not fill one."""
+    epochs: int = 50
+    """Passes over the training half."""
+    order: Literal["first", "second"] = "second"
+    """Whether architecture gradients see the step of the weights (second) or hold them (first)."""
+    hessian: Literal["exact", "finite-difference"] = "exact"
+    """How the second order is computed: a Hessian-vector product, or the published quotient of differences."""
+    interval: int = 1
+    """Weight steps for each architecture step."""
+    weight_rate: float = 0.025
+    """Learning rate of the weights, falling as a cosine from epoch to epoch."""
+    weight_rate_end: float = 0.001
+    """Where the cosine of the weights' learning rate ends."""
+    momentum: float = 0.9
+    """Momentum of the weights."""
+    weight_decay: float = 3e-4
+    """L2 penalty of the weights; 9e-4, 27e-4 and 81e-4 are RobustDARTS's."""
+    clip: float = 5.0
+    """Largest norm of the weights' gradient."""
+    alpha_rate: float = 3e-4
+    """Learning rate of the architecture parameters (Adam)."""
+    alpha_decay: float = 1e-3
+    """L2 penalty of the architecture parameters."""
+    alpha_scale: float = 1e-3
+    """Standard deviation of the initial architecture parameters; 0 is allowed."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "cells", "size", "epochs", "interval")
+        self._at_least(2, "channels", "batch", "images")
+        self._at_least(
+            0, "weight_rate", "weight_rate_end", "weight_decay", "alpha_rate", "alpha_decay", "alpha_scale", "momentum"
+        )
+        if self.channels % 2:
+            raise ConfigurationError(f"--channels: the strided skip connection halves them, so {self.channels} must be even")
+        if not self.momentum < 1:
+            raise ConfigurationError(f"--momentum must be below 1, got {self.momentum}")
+        if not self.clip > 0:
+            raise ConfigurationError(f"--clip must be above 0, got {self.clip}")
+        if self.images is not None and self.images < self.batch:
+            raise ConfigurationError(f"--images: {self.images} do not fill a batch of {self.batch}")
+        searched_space(self.space)
+
+    @property
+    def hessian_mode(self) -> Literal["exact", "finite-difference"]:
+        """``hessian``, or the published one with --faithful."""
+        return "finite-difference" if self.faithful else self.hessian
+
+    def resolution(self, native: int) -> int:
+        """Side of the images that the search sees, for a set whose own images have the side ``native``."""
+        return min(native, NATIVE_LIMIT) if self.size is None else self.size
