@@ -44,7 +44,7 @@ def threshold(scores: Tensor, sparsity: float) -> Tensor:
 def mask(scores: Tensor, threshold: Tensor | float) -> Tensor:
     """m: bool, of the shape of ``scores``; False where scores < threshold (ties and NaN stay)."""
     _check_floating("scores", scores)
-    return ~(scores.detach() < _as_threshold(threshold, scores))
+    return ~(scores.detach() < as_threshold(threshold, scores))
 
 
 def pack(mask: Tensor) -> Tensor:
@@ -80,8 +80,8 @@ def masked(weight: Tensor, scores: Tensor, threshold: Tensor | float) -> Tensor:
         Like ``weight``, exactly 0 where masked (also where the weight is infinite or NaN). Differentiable any number of times,
         forward and backward, under torch.func's transforms. Reads weight and scores once and writes once.
     """
-    _check_pair(weight, scores)
-    return _Masked.apply(weight, scores, _as_threshold(threshold, scores))
+    check_pair(weight, scores)
+    return _Masked.apply(weight, scores, as_threshold(threshold, scores))
 
 
 def masked_reference(weight: Tensor, scores: Tensor, threshold: Tensor | float) -> Tensor:
@@ -89,76 +89,12 @@ def masked_reference(weight: Tensor, scores: Tensor, threshold: Tensor | float) 
     return weight * ((~(scores < threshold)).to(scores.dtype) + (scores - scores.detach())).to(weight.dtype)
 
 
-def masked_linear(x: Tensor, weight: Tensor, scores: Tensor, threshold: Tensor | float, bias: Tensor | None = None) -> Tensor:
-    """x w^T + bias with w = m(scores) * weight.
-
-    Args:
-        x: (..., I), or (T, N, I) where tasks have their own weights.
-        weight: (O, I), or (T, O, I): own weights per task under the shared mask.
-        scores: (O, I); threshold: 0-dim tensor or float, as in :func:`masked`.
-        bias: (O,), or (T, O) with weights per task.
-
-    Returns:
-        (..., O). Costs N O I multiply-adds a task and one pass over the weights; the gradients of weight and scores share one
-        product.
-
-    Raises:
-        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.
-    """
-    _check_pair(weight, scores)
-    _check_input(x, weight, scores, bias, rank=2)
-    w = _Masked.apply(weight, scores, _as_threshold(threshold, scores))
-    if weight.ndim == 2:
-        return F.linear(x, w, bias)
-    if bias is None:
-        return torch.bmm(x, w.mT)
-    return torch.baddbmm(bias.expand(w.shape[:2])[:, None], x, w.mT)
-
-
-def masked_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    scores: Tensor,
-    threshold: Tensor | float,
-    bias: Tensor | None = None,
-    *,
-    stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
-    dilation: int | tuple[int, int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """2-D convolution with w = m(scores) * weight.
-
-    Args:
-        x: (N, C, H, W), or (T, N, C, H, W) where tasks have their own weights.
-        weight: (O, C / groups, kh, kw), or (T, O, C / groups, kh, kw): own weights per task under the shared mask.
-        scores: (O, C / groups, kh, kw); threshold: 0-dim tensor or float, as in :func:`masked`.
-        bias: (O,), or (T, O) with weights per task.
-
-    Returns:
-        (N, O, H', W') or (T, N, O, H', W'). The masked weight is written out once: a convolution reads each weight at every
-        position, so nothing would be gained by masking in its loads (weights are 5 % of a ResNet-12's traffic at 84x84,
-        reference note meta-ticket, 11). Tasks run one after the other: a library call each.
-
-    Raises:
-        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.
-    """
-    _check_pair(weight, scores)
-    _check_input(x, weight, scores, bias, rank=4, groups=groups)
-    w = _Masked.apply(weight, scores, _as_threshold(threshold, scores))
-    if weight.ndim == 4:
-        return F.conv2d(x, w, bias, stride, padding, dilation, groups)
-    biases = [None] * len(w) if bias is None else bias.expand(w.shape[:2]).unbind()
-    every = zip(x.unbind(), w.unbind(), biases, strict=True)
-    return torch.stack([F.conv2d(*task, stride, padding, dilation, groups) for task in every])
-
-
 class _Masked(torch.autograd.Function):
     """(weight, scores, threshold) -> m(scores) * weight; its own backward pass is made of itself."""
 
     @staticmethod
     def forward(weight: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
-        return _kept(weight, scores, threshold)
+        return keep(weight, scores, threshold)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -192,7 +128,7 @@ class _Masked(torch.autograd.Function):
         return _Masked.apply(weight, beside.expand_as(weight), threshold), 0
 
 
-def _kept(weight: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
+def keep(weight: Tensor, scores: Tensor, threshold: Tensor) -> Tensor:
     """m(scores) * weight, without derivatives."""
     if (
         weight.device.type == "cpu"
@@ -214,7 +150,8 @@ def _straight_through(grad: Tensor, weight: Tensor, scores: Tensor) -> Tensor:
     return product.sum(tuple(range(tasks))) if tasks else product
 
 
-def _as_threshold(threshold: Tensor | float, scores: Tensor) -> Tensor:
+def as_threshold(threshold: Tensor | float, scores: Tensor) -> Tensor:
+    """sigma as a 0-dim tensor beside ``scores``, in their dtype."""
     if not isinstance(threshold, Tensor):
         return torch.tensor(threshold, dtype=scores.dtype, device=scores.device)
     if threshold.numel() != 1 or threshold.device != scores.device:
@@ -231,29 +168,11 @@ def _check_floating(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected a strided tensor, got {tensor.layout} {tuple(tensor.shape)}")
 
 
-def _check_pair(weight: Tensor, scores: Tensor) -> None:
+def check_pair(weight: Tensor, scores: Tensor) -> None:
+    """Raise a TypeError or ValueError that names what :func:`masked` cannot take."""
     for name, tensor in (("weight", weight), ("scores", scores)):
         _check_floating(name, tensor)
     if weight.shape[weight.ndim - scores.ndim :] != scores.shape or weight.ndim < scores.ndim:
         raise ValueError(f"scores: expected the last axes of weight {tuple(weight.shape)}, got {tuple(scores.shape)}")
     if scores.device != weight.device:
         raise ValueError(f"scores: expected on {weight.device} as weight is, got {tuple(scores.shape)} on {scores.device}")
-
-
-def _check_input(x: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None, rank: int, groups: int = 1) -> None:
-    """``rank`` is that of a weight without tasks."""
-    shapes = f"weight {tuple(weight.shape)} and scores {tuple(scores.shape)}"
-    tasks = weight.ndim - rank
-    if scores.ndim != rank or tasks not in (0, 1):
-        raise ValueError(f"weight: expected {rank} axes as scores have, or a task axis before them, got {shapes}")
-    for name, tensor in (("x", x), ("bias", bias)):
-        if tensor is not None and (tensor.dtype != weight.dtype or tensor.device != weight.device):
-            wanted = f"{weight.dtype} on {weight.device} as weight is"
-            raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}")
-    wanted_rank = x.ndim >= 1 if (rank, tasks) == (2, 0) else x.ndim == {2: 3, 4: 4 + tasks}[rank]
-    channels = weight.shape[tasks + 1] * groups
-    if not wanted_rank or x.shape[1 + tasks if rank == 4 else -1] != channels or (tasks and x.shape[0] != weight.shape[0]):
-        form = {(2, 0): "(..., I)", (2, 1): "(T, N, I)", (4, 0): "(N, C, H, W)", (4, 1): "(T, N, C, H, W)"}[rank, tasks]
-        raise ValueError(f"x: expected {form} with {channels} channels for weight {tuple(weight.shape)}, got {tuple(x.shape)}")
-    if bias is not None and tuple(bias.shape) not in (weight.shape[tasks : tasks + 1], weight.shape[: tasks + 1]):
-        raise ValueError(f"bias: expected one element an output of weight {tuple(weight.shape)}, got {tuple(bias.shape)}")

@@ -149,7 +149,7 @@ def test_concat_of_some_nodes_decides_the_width():
 @pytest.mark.parametrize(
     ("genotype", "options", "message"),
     [
-        (replace(RAGGED, space="darts"), {}, "its space 'darts' is not among few-shot-cell"),
+        (replace(RAGGED, space="mine"), {}, "its space 'mine' is not among few-shot-cell"),
         (replace(RAGGED, space="os:path"), {}, "its space 'os:path' is not among"),
         (chosen((0, 2, "conv_9x9")), {}, "operation 'conv_9x9' is not in the space"),
         (RAGGED, {"norm": "layernorm"}, "unknown 'layernorm'"),
