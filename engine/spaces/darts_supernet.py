@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.errors import ConfigurationError
 from engine.spaces.darts import competing, discretise, normalised_pools
+from engine.spaces.differentiable import differentiable
 from engine.spaces.genotype import Genotype
 from engine.spaces.mixture import Mixture
 from engine.spaces.relaxations import softmax_mixture
@@ -23,16 +24,17 @@ def darts_supernet(space: Space, *, cells: int, channels: int, outputs: int, cha
     """
     if channels % 2:
         raise ConfigurationError(f"--channels: the strided skip connection halves them, so {channels} must be even")
-    return Supernet(
+    model = Supernet(
         normalised_pools(space),
         cells=cells,
         channels=channels,
         outputs=outputs,
         channels_in=channels_in,
-        norm="batchstat",
-        stem_norm="batchstat-affine",
+        norm="batchstat-trained",
+        stem_norm="batchstat-trained-affine",
         tail=False,
     )
+    return differentiable(model)
 
 
 class SoftmaxRelaxation:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -177,29 +177,6 @@ def batch_norm(x: Tensor) -> Tensor:
     return _Normalisation.apply(x)
 
 
-class BatchNormalisation(nn.Module):
-    """:func:`batch_norm` as a norm of a space (one group only)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
-        if groups != 1:
-            raise ValueError(f"BatchNormalisation takes one group, got {groups}; use norm='batchstat'")
-        return batch_norm(x)
-
-
-class AffineBatchNormalisation(nn.Module):
-    """:class:`BatchNormalisation` with a learned scale and shift a channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
-        return torch.addcmul(self.bias[:, None, None], batch_norm(x), self.weight[:, None, None])
-
-
 class Convolution(nn.Conv2d):
     """``nn.Conv2d`` without bias whose gradients of every order are convolutions."""
 
@@ -227,7 +204,10 @@ class Convolution(nn.Conv2d):
         return _Convolution.apply(x, self.weight, geometry)
 
 
-def differentiable(model: nn.Module) -> nn.Module:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def differentiable(model: Model) -> Model:
     """Replace every bias-free convolution of a model by :class:`Convolution`, in place, and return the model."""
     for module in model.modules():
         for name, child in module.named_children():

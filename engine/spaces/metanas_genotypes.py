@@ -1,6 +1,7 @@
 """The genotypes that the MetaNAS code ships (reference note on MetaNAS, section 3). No torch here.
 
-Published with 96 channels and five cells: 1,160,741 parameters (in-v2, 5-way miniImageNet) and 1,056,116 (og-v2, 20-way Omniglot).
+Published with 96 channels and five cells: 1,160,741 parameters (in-v2, 5-way miniImageNet) and 1,056,116 (og-v2, 20-way
+Omniglot).
 """
 
 from __future__ import annotations

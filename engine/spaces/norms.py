@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from engine.errors import ConfigurationError
+from engine.spaces.differentiable import batch_norm
 
 
 class GroupNorm(nn.GroupNorm):
@@ -70,6 +71,21 @@ class AffineBatchStatistics(nn.Module):
         return torch.addcmul(self.bias[:, None, None], batch_statistics(x, groups), self.weight[:, None, None])
 
 
+class TrainedBatchStatistics(BatchStatistics):
+    """:class:`BatchStatistics` for networks that are trained: one group goes through the operator that is fast to differentiate."""
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        return batch_norm(x) if groups == 1 else batch_statistics(x, groups)
+
+
+class TrainedAffineBatchStatistics(AffineBatchStatistics):
+    """:class:`TrainedBatchStatistics` with a learned scale and shift a channel, which all groups share."""
+
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        normal = batch_norm(x) if groups == 1 else batch_statistics(x, groups)
+        return torch.addcmul(self.bias[:, None, None], normal, self.weight[:, None, None])
+
+
 class NoNorm(nn.Module):
     """The identity, for spaces without normalisation."""
 
@@ -101,6 +117,8 @@ NORMS: dict[str, Norm] = {
     "batchnorm-fixed": lambda channels: BatchNorm(channels, affine=False),
     "batchstat": BatchStatistics,
     "batchstat-affine": AffineBatchStatistics,
+    "batchstat-trained": TrainedBatchStatistics,
+    "batchstat-trained-affine": TrainedAffineBatchStatistics,
     "none": NoNorm,
 }
 

@@ -1,0 +1,136 @@
+"""LAMANAS's learned losses: networks phi that map logits and labels to a scalar (paper 002; reference note, section 5).
+
+Both read concat(z, y) in R^(K+1), z the logits and y the class index as a number. With ``residual`` the cross-entropy of the
+batch is added to a hidden layer. Parameters are one flat vector (P,), everything is differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.learning.flat import Layout
+
+HIDDEN = 64
+LSTM_LAYERS = 5
+
+
+class LossNetwork(Protocol):
+    """A learned loss: ``network(phi, logits, labels)`` is a scalar, the mean over the batch."""
+
+    layout: Layout
+
+    def __call__(self, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (N, K) and labels (N,)."""
+
+
+class FeedForwardLoss:
+    """fc1 (K+1 -> 64), plus the cross-entropy, ELU, fc2 (64 -> 1). 1,473 parameters at K = 20."""
+
+    def __init__(self, classes: int, *, residual: bool) -> None:
+        self.residual = residual
+        self.layout = Layout(
+            (("fc1.weight", (HIDDEN, classes + 1)), ("fc1.bias", (HIDDEN,)), ("fc2.weight", (1, HIDDEN)), ("fc2.bias", (1,)))
+        )
+
+    def __call__(self, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        part = self.layout.views(phi)
+        hidden = F.linear(_inputs(logits, labels), part["fc1.weight"], part["fc1.bias"])
+        if self.residual:
+            hidden = hidden + F.cross_entropy(logits, labels)
+        return F.linear(F.elu(hidden), part["fc2.weight"], part["fc2.bias"]).mean()
+
+
+class RecurrentLoss:
+    """fcz (K+1 -> 64), ELU, five LSTM layers of 64, fc1 (64 -> 32), plus the cross-entropy, ELU, fc2 (32 -> 1).
+
+    The sequence has length one and the batch is the LSTM's; hidden and cell states start as the label's value in every component,
+    as published, which saturates the cells: with the residual a random network is close to a monotone function of the
+    cross-entropy, rising or falling with its seed (reference note, section 6.5). 169,921 parameters at K = 20.
+    """
+
+    def __init__(self, classes: int, *, residual: bool) -> None:
+        self.residual = residual
+        shapes: list[tuple[str, tuple[int, ...]]] = [("fcz.weight", (HIDDEN, classes + 1)), ("fcz.bias", (HIDDEN,))]
+        for layer in range(LSTM_LAYERS):
+            shapes += [(f"lstm.weight_{kind}_l{layer}", (4 * HIDDEN, HIDDEN)) for kind in ("ih", "hh")]
+            shapes += [(f"lstm.bias_{kind}_l{layer}", (4 * HIDDEN,)) for kind in ("ih", "hh")]
+        shapes += [("fc1.weight", (32, HIDDEN)), ("fc1.bias", (32,)), ("fc2.weight", (1, 32)), ("fc2.bias", (1,))]
+        self.layout = Layout(tuple(shapes))
+
+    def __call__(self, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        part = self.layout.views(phi)
+        x = F.elu(F.linear(_inputs(logits, labels), part["fcz.weight"], part["fcz.bias"]))
+        start = labels.to(logits)[:, None].expand(-1, HIDDEN)
+        for layer in range(LSTM_LAYERS):
+            weights = [part[f"lstm.{kind}_l{layer}"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            gates = F.linear(x, weights[0], weights[2]) + F.linear(start, weights[1], weights[3])
+            enter, keep, candidate, leave = gates.chunk(4, 1)
+            x = leave.sigmoid() * torch.tanh(keep.sigmoid() * start + enter.sigmoid() * candidate.tanh())
+        hidden = F.linear(x, part["fc1.weight"], part["fc1.bias"])
+        if self.residual:
+            hidden = hidden + F.cross_entropy(logits, labels)
+        return F.linear(F.elu(hidden), part["fc2.weight"], part["fc2.bias"]).mean()
+
+
+def _inputs(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.cat([logits, labels.to(logits)[:, None]], 1)
+
+
+def initial(network: LossNetwork, generator: torch.Generator) -> Tensor:
+    """Draw phi (P,): fc1 and fc2 orthogonal, everything else U(+-1/sqrt(fan-in)) as PyTorch does.
+
+    So published; the paper claims orthogonal LSTM layers too.
+    """
+    parts = {}
+    fan_in = HIDDEN
+    for name, shape in network.layout.shapes:
+        part = torch.empty(shape)
+        if len(shape) == 2:
+            fan_in = shape[1]
+        if name in ("fc1.weight", "fc2.weight"):
+            nn.init.orthogonal_(part, generator=generator)
+        else:
+            part.copy_((torch.rand(shape, generator=generator) * 2 - 1) * fan_in**-0.5)
+        parts[name] = part
+    return network.layout.pack(parts)
+
+
+def mse_proxy(network: LossNetwork, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """(H(z, y) - L_phi(z, y))^2 (Eq. 7)."""
+    return (network(phi, logits, labels) - F.cross_entropy(logits, labels)).square()
+
+
+def inner_product_proxy(network: LossNetwork, phi: Tensor, logits: Tensor, labels: Tensor, tangent: Tensor) -> Tensor:
+    """H - lambda <grad_theta L_phi, grad_theta H> - xi <grad_alpha L_phi, grad_alpha H> (Eq. 8), differentiable to phi.
+
+    phi enters both products through dL_phi/dz alone, so they are <dL_phi/dz, tangent> with the ``tangent`` of
+    :func:`descent_tangent`, and no gradient of the classifier has to be differentiated again. ``logits`` (N, K) without a graph.
+    """
+    z = logits.detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(network(phi, z, labels), z, create_graph=True)
+    return F.cross_entropy(logits.detach(), labels) - (slope * tangent).sum()
+
+
+def descent_tangent(logits: Tensor, labels: Tensor, parameters: Sequence[Tensor], rates: Sequence[float]) -> Tensor:
+    """J (r grad H): how the logits (N, K) move along the cross-entropy's gradient, each of ``parameters`` at its rate.
+
+    ``logits`` with their graph, whose model must be differentiable twice. Cost: three backward passes.
+    """
+    gradients = torch.autograd.grad(F.cross_entropy(logits, labels), parameters, retain_graph=True)
+    probe = torch.zeros_like(logits, requires_grad=True)
+    pulled = torch.autograd.grad(logits, parameters, probe, create_graph=True)  # J^T probe, linear in the probe
+    product = sum((r * g.detach() * p).sum() for r, g, p in zip(rates, gradients, pulled, strict=True))
+    assert isinstance(product, Tensor)
+    return torch.autograd.grad(product, probe)[0]
+
+
+def cosine_to_cross_entropy(network: LossNetwork, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """cos(dL_phi/dz, dH/dz) of a batch: 1 is cross-entropy up to its scale, -1 is its ascent."""
+    z = logits.detach().requires_grad_(True)
+    slopes = [torch.autograd.grad(value, z)[0].flatten() for value in (network(phi, z, labels), F.cross_entropy(z, labels))]
+    return F.cosine_similarity(*slopes, dim=0)

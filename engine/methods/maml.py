@@ -1,0 +1,55 @@
+"""MAML (Finn et al. 2017), ANIL (Raghu et al. 2020) and BOIL (Oh et al. 2021): an initialisation that tasks are learned from.
+
+They differ in what the inner loop adapts: everything, the head, or everything but the head; all parameters are meta-learned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch.func import functional_call
+
+from engine.learning.outer import Problem
+from engine.methods.learning_options import LearningOptions, MAMLOptions
+from engine.methods.meta_result import outcome, protocol
+from engine.methods.meta_training import Learner, draw_network, load_tasks, train
+from engine.runs.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from engine.runs.run import Run
+
+
+def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
+    """Meta-train and test; the result has no genotype."""
+    watch = Stopwatch()
+    data = load_tasks(options)
+    module, values = draw_network(options, data)
+    rates = {name: options.inner_rate for name in values if part_of(name) != options.frozen}
+    problem = Problem(
+        lambda params, x: functional_call(module, params, (x,)),
+        rates,
+        options.steps(training=True),
+        tuple(values),
+        options.first_order,
+    )
+    learner = Learner(options, problem, module, values)
+    curve, final = train(learner, data, run, stop, progress)
+    test = learner.test(data, "test", options.test_tasks, ())
+    return outcome(learner, final, curve, test, watch.read()[:2])
+
+
+def plan(options: LearningOptions) -> list[tuple[str, str]]:
+    """Labelled rows for ``--dry-run``."""
+    return [
+        ("network", f"{options.network}, width factor {options.factor}"),
+        (
+            "training",
+            f"{options.iterations} outer steps of {options.batch} tasks, {options.steps(training=True)} inner steps each",
+        ),
+        ("test", protocol(options)),
+    ]
+
+
+def part_of(name: str) -> str:
+    """``"classifier"`` or ``"features"``."""
+    return "classifier" if name.startswith("classifier") else "features"

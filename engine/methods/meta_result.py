@@ -1,0 +1,72 @@
+"""What a meta-learner leaves in result.json: its test accuracy with the protocol, and its curves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from engine.learning.evaluation import Accuracy
+from engine.methods.learning_options import LearningOptions
+from engine.methods.meta_training import PROTOCOLS, Learner
+
+
+def outcome(
+    learner: Learner, options: LearningOptions, curve: list[dict[str, Any]], test: Accuracy, seconds: tuple[float, float]
+) -> dict[str, Any]:
+    """The result of a finished run."""
+    sparsity = learner.sparsity()
+    masked = sum(learner.params[name].numel() for name in sparsity)
+    result = {
+        **test.to_dict(),
+        "protocol": protocol(options),
+        "outer_steps": options.iterations,
+        "learned_parameters": learner.layout.size,
+        "masked_weights": masked,
+        "sparsity": sparsity,
+        "seconds": seconds[0],
+        "cpu_seconds": seconds[1],
+        "plots": plots(curve),
+        "tables": [table(options, test)],
+    }
+    return result if sparsity else {key: value for key, value in result.items() if key not in ("masked_weights", "sparsity")}
+
+
+def protocol(options: LearningOptions) -> str:
+    """How the test was done, in words."""
+    steps = options.steps(training=False)
+    return (
+        f"{options.ways}-way {options.shots}-shot, {options.query_shots} queries a class, {options.test_tasks} tasks, "
+        f"{steps} inner step{'s' if steps > 1 else ''}, {PROTOCOLS[options.statistics]}; 95 % interval over tasks"
+    )
+
+
+def table(options: LearningOptions, test: Accuracy) -> dict[str, Any]:
+    """The test as a table of one row."""
+    row = [options.data, 100 * test.mean, 100 * test.half_width, test.loss, test.tasks]
+    return {"title": "Test", "columns": ["data", "accuracy %", "+- %", "loss", "tasks"], "rows": [row]}
+
+
+def plots(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy, task gradients (Figure 2) and sparsity by outer step."""
+    if not curve:
+        return []
+    at = [line["step"] for line in curve]
+    accuracy = [_series("training", at, [100 * line["train_accuracy"] for line in curve])]
+    if "validation_accuracy" in curve[0]:
+        mean = [100 * line["validation_accuracy"] for line in curve]
+        half = [100 * line["validation_interval"] for line in curve]
+        band = {"low": [m - h for m, h in zip(mean, half, strict=True)], "high": [m + h for m, h in zip(mean, half, strict=True)]}
+        accuracy.append(_series("validation", at, mean) | band)
+    gradients = [_series("mean over all weights", at, [line["task_gradient"] for line in curve])]
+    drawn = [("Accuracy", "accuracy %", accuracy), ("Task gradients of the last feature layer", "mean absolute value", gradients)]
+    if "sparsity" in curve[0]:
+        gradients.append(_series("mean over kept weights", at, [line["task_gradient_kept"] for line in curve]))
+        layers = [_series(name, at, [100 * line["sparsity"][name] for line in curve]) for name in curve[0]["sparsity"]]
+        drawn.append(("Sparsity", "pruned %", layers))
+    return [
+        {"title": title, "x_label": "outer step", "y_label": label, "series": series, "kind": "line"}
+        for title, label, series in drawn
+    ]
+
+
+def _series(name: str, x: list[int], y: list[float]) -> dict[str, Any]:
+    return {"name": name, "x": x, "y": y}

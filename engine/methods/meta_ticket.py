@@ -1,0 +1,56 @@
+"""Meta-ticket (Chijiwa et al., NeurIPS 2022): a mask of a random network, meta-learned so that tasks are learned in it.
+
+Weights phi stay as they were drawn; scores s are the only meta-parameters. Per outer step and task (Algorithm 1): phi is adapted
+on the support with w = m(s) phi (Eq. 2), the query loss at the adapted weights gives the score gradient straight through (Eq. 5),
+and SGD with momentum moves the scores.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.learning.inner import Params
+from engine.learning.masking import fix_weights, mask_parameters, rerandomise
+from engine.learning.outer import Problem
+from engine.methods.learning_options import LearningOptions, MetaTicketOptions
+from engine.methods.maml import part_of
+from engine.methods.maml import plan as maml_plan
+from engine.methods.meta_result import outcome
+from engine.methods.meta_training import Learner, draw_network, load_tasks, train
+from engine.runs.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from engine.runs.run import Run
+
+
+def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
+    """Meta-train the mask and test; the result has no genotype."""
+    watch = Stopwatch()
+    data = load_tasks(options)
+    module, values = draw_network(options, data)
+    network, params = mask_parameters(
+        module,
+        values,
+        lambda name: values[name].ndim > 1 and (options.prune_output or part_of(name) != "classifier"),
+        seed=options.seed,
+        sparsity=options.sparsity,
+        init=options.weights,
+    )
+    if options.constant is not None:
+        fix_weights(network, params, options.constant)
+
+    def after(params: Params, step: int) -> None:
+        if options.rerand_every is not None and step % options.rerand_every == 0:
+            rerandomise(network, params, options.rerand_rate, options.weights, seed=options.seed, step=step)
+
+    rates = {name: options.inner_rate for name in values if not (options.boil and part_of(name) == "classifier")}
+    problem = Problem(network.predict, rates, options.steps(training=True), network.scores, options.first_order)
+    learner = Learner(options, problem, module, params, network, after)
+    curve, final = train(learner, data, run, stop, progress)
+    test = learner.test(data, "test", options.test_tasks, ())
+    return outcome(learner, final, curve, test, watch.read()[:2])
+
+
+def plan(options: LearningOptions) -> list[tuple[str, str]]:
+    """Labelled rows for ``--dry-run``."""
+    return maml_plan(options)
