@@ -15,7 +15,7 @@ COMMANDS = {
     "train": ("engine.train", "train a genotype or a reference network and test it on few-shot tasks"),
     "evidence": ("engine.evidence", "correlate scores with the accuracies of a table of trained architectures"),
     "data": ("engine.data.__main__", "list and check data sets"),
-    "runs": ("engine.runs.__main__", "list and show runs, write their reports"),
+    "runs": ("engine.runs.__main__", "list, show, compare and follow runs, write their reports"),
 }
 
 

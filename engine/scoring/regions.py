@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import numpy as np
 import torch
@@ -158,7 +158,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         activation = ACTIVATIONS.get(func)
         if activation is not None:
-            x, knees, alive = activation(*args, **kwargs)
+            x, knees, alive, _ = activation(*args, **kwargs)
             if knees and x.is_floating_point() and x.numel():
                 self._record(x, knees, alive)
         return func(*args, **kwargs)
@@ -184,33 +184,39 @@ class _Recorder(TorchFunctionMode):
         return alive.bool().cpu().numpy()
 
 
-Seen = tuple[Tensor, tuple[float, ...], Tensor | None]
+class Seen(NamedTuple):
+    """One call of an activation: its input, where it bends, for which groups it exists, and how many operations share it."""
+
+    x: Tensor
+    knees: tuple[float, ...]
+    alive: Tensor | None = None
+    readers: int = 1
 
 
 def _relu(input: Tensor, *_: Any, **__: Any) -> Seen:
-    return input, (0.0,), None
+    return Seen(input, (0.0,))
 
 
 def _relu6(input: Tensor, inplace: bool = False) -> Seen:
-    return input, (0.0, 6.0), None
+    return Seen(input, (0.0, 6.0))
 
 
 def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Seen:
-    return input, (min_val, max_val), None
+    return Seen(input, (min_val, max_val))
 
 
 def _threshold(input: Tensor, threshold: float, *_: Any, **__: Any) -> Seen:
-    return input, (threshold,), None
+    return Seen(input, (threshold,))
 
 
 def _clamp(input: Tensor, min: Any = None, max: Any = None, **_: Any) -> Seen:
     if not isinstance(min, int | float) or min != 0 or isinstance(max, Tensor):
-        return input, (), None
-    return input, (0.0,) if max is None else (0.0, float(max)), None
+        return Seen(input, ())
+    return Seen(input, (0.0,) if max is None else (0.0, float(max)))
 
 
-def _gated_relu(x: Tensor, alive: Tensor | None = None) -> Seen:
-    return x, (0.0,), alive
+def _gated_relu(x: Tensor, alive: Tensor | None = None, readers: int = 1) -> Seen:
+    return Seen(x, (0.0,), alive, readers)
 
 
 def _activations() -> Iterator[tuple[Any, Callable[..., Seen]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from engine.scoring.condition import condition_number
 from engine.scoring.kernels import gram, last_linear, ntk, selects
 from engine.scoring.meta import MetaKernel, metantk
+from engine.scoring.proxies.catalogue import PROXIES
+from engine.scoring.proxies.scores import scores
 from engine.scoring.regions import linear_regions
 from engine.scoring.result import Score
 
@@ -24,8 +26,18 @@ class EpisodeBatch(NamedTuple):
     tasks: int
 
 
-def score(model: nn.Module, data: Any, metric: str = "metantk", **options: Any) -> Score:
-    """Score an untrained network.
+@overload
+def score(model: nn.Module, data: Any, metric: str = "metantk", **options: Any) -> Score: ...
+
+
+@overload
+def score(model: nn.Module, data: Any, metric: tuple[str, ...] | list[str], **options: Any) -> dict[str, Score]: ...
+
+
+def score(
+    model: nn.Module, data: Any, metric: str | tuple[str, ...] | list[str] = "metantk", **options: Any
+) -> Score | dict[str, Score]:
+    """Score an untrained network by one metric, or by several that share their passes.
 
     ========== ========================================== ==========================================================
     metric     data                                       value
@@ -35,13 +47,20 @@ def score(model: nn.Module, data: Any, metric: str = "metantk", **options: Any) 
     `regions`  tensor (B, ...) or a sequence of batches   linear regions; options of :func:`engine.linear_regions`
     ========== ========================================== ==========================================================
 
-    Returns a :class:`~engine.scoring.result.Score`: a number and its status. Condition numbers are better when small, region
-    counts when large. The model is used in the mode it is in and comes back as it was. An unknown metric or data of another
-    form is a ``ValueError``.
+    Further metrics (naswot, synflow, ...) are those of :data:`~engine.scoring.proxies.catalogue.PROXIES`, with data and options
+    of :func:`~engine.scoring.proxies.scores.scores`.
+
+    Returns a :class:`~engine.scoring.result.Score`: a number and its status; for a tuple or list of the catalogue's names a dict
+    of them. Condition numbers are better when small, region counts when large; the catalogue says it of the others. The
+    model is used in the mode it is in and comes back as it was. An unknown metric or data of another form is a ``ValueError``.
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric: unknown {metric!r}; known are {', '.join(METRICS)}")
-    return METRICS[metric](model, data, **options)
+    if not isinstance(metric, str):
+        return scores(model, data, metric, **options)
+    if metric in METRICS:
+        return METRICS[metric](model, data, **options)
+    if metric not in PROXIES:
+        raise ValueError(f"metric: unknown {metric!r}; known are {', '.join(dict.fromkeys((*METRICS, *PROXIES)))}")
+    return scores(model, data, [metric], **options)[metric]
 
 
 def metantk_score(

@@ -125,7 +125,7 @@ def test_two_equal_queries_are_singular():
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        (episodes(), {"metric": "meta"}, "^metric: unknown 'meta'; known are metantk, ntk, regions$"),
+        (episodes(), {"metric": "meta"}, "^metric: unknown 'meta'; known are metantk, ntk, regions, naswot, "),
         (images(4, 1, 4, 4), {}, "^data: the metric 'metantk' takes an EpisodeBatch"),
         ((images(4, 1, 4, 4), images(4, 1, 4, 4)), {}, "^data: the metric 'metantk' takes an EpisodeBatch"),
         (episodes()._replace(tasks=3), {}, "^data: 4 query and 6 support images cannot be divided among 3 tasks$"),
