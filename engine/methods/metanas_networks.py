@@ -1,0 +1,100 @@
+"""What a MetaNAS run meta-learns: the supernet, the network of a genotype, or the four-layer convolutional network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ConfigurationError
+from engine.learning.task_networks import FixedNetwork, ReferenceNetwork, SearchedNetwork
+from engine.methods.metanas_options import MetaNASOptions
+from engine.methods.random_search import draw
+from engine.runs.streams import stream
+from engine.spaces.genotype import Genotype
+from engine.spaces.metanas import Architecture, metanas_supernet
+from engine.spaces.metanas_genotypes import PUBLISHED
+from engine.spaces.network import build_network
+from engine.spaces.space import METANAS
+from engine.spaces.supernet import initialise
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A network in its meta-training and meta-test form, which differ in the threshold only, and where meta-training starts."""
+
+    train: SearchedNetwork | FixedNetwork
+    test: SearchedNetwork | FixedNetwork
+    weights: Tensor
+    alphas: Tensor
+    genotype: Genotype | None = None
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The searched architecture, as tests see it."""
+        return self.test.architecture if isinstance(self.test, SearchedNetwork) else None
+
+
+def build(options: MetaNASOptions, channels_in: int, size: int) -> Learner:
+    """Weights in PyTorch's default initialisation, architecture parameters 1e-3 N(0, 1), both drawn by address."""
+    generator = stream(options.seed, "weights")
+    if options.searches:
+        reference = metanas_supernet(
+            cells=options.cells, channels=options.channels, outputs=options.ways, channels_in=channels_in
+        )
+        initialise(reference, generator, kaiming=False)
+        kind = SearchedNetwork if options.meta_learner != "maml" else ReferenceNetwork
+        sparse = options.sparse == "inputs"
+        train = kind(reference, Architecture(sparse_inputs=sparse, threshold=options.threshold))
+        test = SearchedNetwork(reference, Architecture(sparse_inputs=sparse, threshold=options.test_threshold))
+        alphas = 1e-3 * torch.randn(test.architecture.size, generator=stream(options.seed, "architecture"))
+        return Learner(train, test, train.stacked.pack(dict(reference.named_parameters())), alphas)
+    genotype = None if options.network == "conv4" else find_genotype(options)
+    module: nn.Module
+    if genotype is None:
+        module = conv4(options.ways, channels_in, size)
+    else:
+        module = build_network(
+            genotype,
+            channels=options.channels,
+            classes=options.ways,
+            cells=options.cells,
+            channels_in=channels_in,
+            norm="batchstat-affine",
+            space=METANAS,
+        )
+    initialise(module, generator, kaiming=False)
+    network = FixedNetwork(module.to(memory_format=torch.channels_last))
+    return Learner(network, network, network.layout.pack(dict(module.named_parameters())).detach(), torch.zeros(0), genotype)
+
+
+def find_genotype(options: MetaNASOptions) -> Genotype:
+    """The genotype that --network names; unknown ones are a :class:`ConfigurationError`."""
+    if options.network in PUBLISHED:
+        return PUBLISHED[options.network]
+    if options.network == "random":
+        return METANAS.genotype(draw(METANAS, options.seed, 2))
+    if not Path(options.network).is_file():
+        known = ", ".join(("search", "random", "conv4", *PUBLISHED))
+        raise ConfigurationError(f"--network: unknown {options.network!r}; known are {known}, or give a genotype.json")
+    genotype = Genotype.load(options.network)
+    METANAS.check(genotype)
+    return genotype
+
+
+def conv4(ways: int, channels_in: int, size: int) -> nn.Sequential:
+    """Four blocks of a 3x3 convolution to 64 channels, norm by the batch's statistics, ReLU and 2x2 max pooling; a linear head.
+
+    Below 16 pixels a side pooling stops where one pixel is left.
+    """
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        norm = nn.BatchNorm2d(64, track_running_stats=False)
+        layers += [nn.Conv2d(channels_in, 64, 3, padding=1), norm, nn.ReLU()]
+        if size > 1:
+            layers.append(nn.MaxPool2d(2))
+            size //= 2
+        channels_in = 64
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * size * size, ways))

@@ -1,0 +1,195 @@
+"""The options of MetaNAS. No torch here.
+
+Presets: ``table4-*`` are Table 4 of the MetaNAS appendix, ``scripts-*`` what its released scripts set instead, which
+``--faithful`` goes with (reference note on MetaNAS, section 3); ``paper-large-*`` is Section 5.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from engine.errors import ConfigurationError
+from engine.methods.options import SearchOptions
+
+_LONG = {"meta_epochs": 30_000, "warm_up": 15_000, "meta_batch": 10, "batch": 20, "steps": 5, "eval_tasks": 5_000}
+_MINI = {**_LONG, "data": "miniimagenet", "train_shots": 15, "architecture_rate": 1e-3, "t_min": 0.1, "channels": 14}
+_OMNIGLOT = {**_LONG, "data": "omniglot", "ways": 20, "train_shots": 10, "architecture_rate": 5e-4, "t_min": 0.05, "channels": 14}
+_SCRIPTS = {"train_shots": 15, "drop_path": 0.2, "channels": 28}
+_LARGE = {
+    "meta_epochs": 100_000,
+    "meta_batch": 5,
+    "meta_schedule": "cosine",
+    "decay": 1e-4,
+    "channels": 96,
+    "cells": 5,
+    "test_steps": 50,
+    "eval_tasks": 5_000,
+}
+
+METANAS_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small": {
+        "meta_epochs": 60,
+        "warm_up": 20,
+        "meta_batch": 4,
+        "channels": 8,
+        "eval_tasks": 20,
+        "test_steps": 20,
+        "eval_every": 20,
+    },
+    "table4-mini": _MINI,
+    "table4-omniglot": _OMNIGLOT,
+    "scripts-mini": {**_MINI, **_SCRIPTS, "test_batch": 5},
+    "scripts-omniglot": {**_OMNIGLOT, **_SCRIPTS, "rate": 5e-3, "architecture_rate": 5e-3},
+    "paper-large-mini": {**_LARGE, "data": "miniimagenet", "network": "in-v2", "steps": 8, "batch": 10, "train_shots": 15},
+    "paper-large-omniglot": {
+        **_LARGE,
+        "data": "omniglot",
+        "ways": 20,
+        "network": "og-v2",
+        "steps": 10,
+        "batch": 20,
+        "train_shots": 10,
+        "rate": 5e-4,
+    },
+}
+
+
+@dataclass(frozen=True)
+class MetaNASOptions(SearchOptions):
+    """MetaNAS: weights and architecture that adapt to a task in a few steps.
+
+    --faithful is the published code: the architecture first and on draws of its own, its gradients from a copy of the network
+    that is never renewed, tasks in turn with one optimiser.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = METANAS_PRESETS
+
+    network: str = "search"
+    """What is meta-learned: search (the supernet), random (a random genotype), conv4, a published genotype (in-v2, og-v2, v1), or
+    the path of a genotype.json."""
+    cells: int = 4
+    """Cells of the network; 4 in the search and 5 with a fixed genotype are published, the second and fourth reduce."""
+    channels: int = 14
+    """Channels of every cell, even; 14 and 28 are published."""
+    size: int | None = None
+    """Side of the square images in pixels; none means the set's own."""
+    ways: int = 5
+    """Classes of a task."""
+    shots: int = 1
+    """Support images of a class in a test task."""
+    train_shots: int = 10
+    """Support images of a class in meta-training."""
+    queries: int = 1
+    """Query images of a class in a test task."""
+    meta_epochs: int = 200
+    """Meta-updates."""
+    warm_up: int = 100
+    """Meta-updates at the start that leave the architecture alone."""
+    meta_batch: int = 10
+    """Tasks of a meta-update."""
+    batch: int = 20
+    """Support images of a step, drawn with replacement; a support set that is no larger is taken whole."""
+    test_batch: int = 10
+    """The same in a test task."""
+    steps: int = 5
+    """Steps of a task in meta-training."""
+    test_steps: int = 100
+    """Steps of a test task."""
+    test_architecture_steps: int | None = None
+    """Of these the first that move the architecture too; none means half of them."""
+    rate: float = 1e-3
+    """Adam's learning rate of the weights in a task."""
+    architecture_rate: float = 1e-2
+    """Adam's learning rate of the architecture in a task; runs a hundred times longer get by with 1e-3 (published)."""
+    decay: float = 0.0
+    """L2 penalty of the weights in a task."""
+    architecture_decay: float = 1e-3
+    """L2 penalty of the architecture in a task."""
+    meta_rate: float = 1.0
+    """Meta learning rate of the weights."""
+    meta_architecture_rate: float = 0.6
+    """Meta learning rate of the architecture."""
+    meta_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the meta learning rates fall to zero."""
+    meta_learner: Literal["reptile", "maml", "fomaml"] = "reptile"
+    """Reptile (Eq. 9), or gradients of the query loss through (maml, Eq. 8) or past (fomaml) SGD steps of the task learner."""
+    sparse: Literal["none", "operations", "inputs"] = "inputs"
+    """What annealing makes sparse (Table 3): nothing, operations, or operations and inputs."""
+    t_max: float = 1.0
+    """Temperature at the first architecture step of a task."""
+    t_min: float = 0.1
+    """Temperature at the last one and after it."""
+    threshold: float = 0.01
+    """Operations and pairs of inputs that weigh no more are left out, in meta-training."""
+    test_threshold: float = 0.05
+    """The same in test tasks."""
+    meta_threshold: float = 0.0
+    """Operations whose meta-learned probability falls below are switched off for good; 0.01 is published, 0 is never."""
+    drop_path: float = 0.0
+    """Probability that an operation is dropped for an image in meta-training; 0.2 in the published scripts."""
+    update: Literal["simultaneous", "alternating"] = "simultaneous"
+    """Weights and architecture from one gradient, or in turn on draws of their own."""
+    eval_every: int = 50
+    """Meta-updates between two looks at validation tasks."""
+    eval_split: Literal["test", "val"] = "test"
+    """Classes of the test tasks."""
+    eval_tasks: int = 100
+    """Test tasks."""
+    validation_tasks: int = 5
+    """Tasks of each look at the validation classes."""
+    transductive: bool = True
+    """Test all queries of a task in one batch, whose statistics the norms take; false: each beside the support set."""
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is an architecture to learn."""
+        return self.network == "search"
+
+    @property
+    def test_architecture(self) -> int:
+        """Architecture steps of a test task."""
+        if not self.searches:
+            return 0
+        return self.test_steps // 2 if self.test_architecture_steps is None else self.test_architecture_steps
+
+    @property
+    def temperatures(self) -> tuple[float, float]:
+        """(t_max, t_min) as the strategy has them: without sparsity nothing is annealed."""
+        return (1.0, 1.0) if self.sparse == "none" else (self.t_max, self.t_min)
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "cells", "channels", "size", "shots", "train_shots", "queries", "meta_batch", "steps", "test_steps")
+        self._at_least(1, "meta_epochs", "batch", "test_batch", "eval_every", "eval_tasks")
+        self._at_least(2, "ways")
+        self._at_least(0, "warm_up", "decay", "architecture_decay", "rate", "architecture_rate", "meta_rate", "validation_tasks")
+        self._at_least(0, "meta_architecture_rate", "threshold", "test_threshold", "meta_threshold", "test_architecture_steps")
+        if self.channels % 2:
+            raise ConfigurationError(
+                f"--channels: the strided skip connection halves them, so they must be even, got {self.channels}"
+            )
+        if not 0 <= self.drop_path < 1:
+            raise ConfigurationError(f"--drop-path must be at least 0 and below 1, got {self.drop_path}")
+        for name in ("threshold", "test_threshold", "meta_threshold"):
+            if getattr(self, name) >= 1 / 7:
+                raise ConfigurationError(
+                    f"--{name.replace('_', '-')}: 1/7 and more leaves no operation, got {getattr(self, name)}"
+                )
+        if self.test_architecture > self.test_steps:
+            raise ConfigurationError(
+                f"--test-architecture-steps: {self.test_architecture} are more than the {self.test_steps} of --test-steps"
+            )
+        self._check_temperatures()
+        if self.meta_learner != "reptile" and (self.faithful or self.drop_path):
+            raise ConfigurationError(f"--meta-learner {self.meta_learner} has neither --faithful nor --drop-path; use reptile")
+
+    def _check_temperatures(self) -> None:
+        if not 0 < self.t_min <= self.t_max < float("inf"):
+            raise ConfigurationError(f"--t-min and --t-max: 0 < t_min <= t_max is needed, got {self.t_min} and {self.t_max}")
+        t_max, t_min = self.temperatures
+        for name, steps in (("--steps", self.steps), ("--test-architecture-steps", self.test_architecture)):
+            if self.searches and t_min != t_max and steps == 1:
+                raise ConfigurationError(f"{name}: annealing from {t_max} to {t_min} takes at least 2 architecture steps, got 1")
