@@ -1,0 +1,123 @@
+"""The mixed edge group of a cell: everything that reads one source state, and the weighted sums that make the next one.
+
+A source state x (B, C, H, W) is read by the operations of all its outgoing edges. Two operators serve them:
+
+* :func:`mixed_edge` reads x once for the maximum and average pool, the skip connection and the rectifier with every depthwise
+  filter of every edge. The parameter-free operations exist once however many edges take them; each edge e gets the sum
+
+      S_e = w_e,max norm(max(x)) + w_e,average norm(average(x)) + w_e,skip x,
+
+  and the depthwise outputs ("taps") go on to their pointwise convolutions.
+* :func:`mixed_sum` adds the outputs of those, each normalised and weighted, to a target: S = total + sum_t w_t norm(y_t).
+
+A normalisation enters a sum as one factor and one constant a plane (:mod:`.norm`), so no normalised and no weighted tensor is
+stored, and the backward's reduction over g norm(y), which the normalisation needs anyway, is the mixture's gradient too. Pools
+are computed again in the backward instead of being kept. Which gradients are formed is what autograd asks for: a mixture that
+needs one beside filters that do not is an architecture-only pass, and forms no weight gradient. Mixtures may have a row for every
+B/R samples. A weight of exactly zero means that the operation does not exist there: it is not computed where no row takes it,
+nothing of it (NaN either) reaches a sum, and its weight's gradient is zero; straight-through weights (hard - soft.detach() +
+soft) therefore cost what the chosen operations cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.kernels.mixed_edge.arguments import check_edge, check_sum, factors
+from engine.kernels.mixed_edge.group import OPERATIONS, MixedEdge
+from engine.kernels.mixed_edge.norm import Norm
+from engine.kernels.mixed_edge.reference import Setting, group_reference, sum_reference
+from engine.kernels.mixed_edge.weighted_sum import MixedSum
+from engine.kernels.transforms import is_transformed
+
+__all__ = ["OPERATIONS", "Norm", "mixed_edge", "mixed_sum"]
+
+
+def mixed_edge(
+    x: Tensor,
+    mixture: Tensor,
+    filters: Sequence[Tensor] = (),
+    dilations: Sequence[int] = (),
+    *,
+    norm: Norm,
+    stride: int = 1,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Evaluate everything that reads one source state.
+
+    Args:
+        x: the state (B, C, H, W), in any memory format; ReLU is applied for the filters only.
+        mixture: weights (E, 3) of :data:`OPERATIONS` (max, average, skip) on the E outgoing edges, or (R, E, 3) with a row for
+            B/R consecutive samples. With stride 2 there is no skip connection: its weights are ignored.
+        filters: D depthwise weights (C, 1, kh, kw) of odd sizes, all edges' behind one another.
+        dilations: one for each filter; padding keeps the resolution (at stride 1).
+        norm: normalises the pools. Where its groups are parts of the batch, R must divide them.
+        stride: 1 or 2, of all operations.
+        scale, shift: (E, 2, C), what the normalised pools are multiplied with and moved by.
+
+    Returns:
+        The E sums and the D taps, each (B, C, ceil(H / stride), ceil(W / stride)). Gradients of every order; those of second
+        order, under torch.func, forward mode and torch.compile, are the plain formulation's.
+
+    On the CPU one pass a pool and direction, two for its moments, E for its sums; the backward computes the pools again and takes
+    E + 1 reductions and E + 2 passes for each. Half precisions are computed in float32, and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.
+    """
+    check_edge(x, mixture, filters, dilations, norm, stride, scale, shift)
+    rows = mixture if mixture.dim() == 3 else mixture.unsqueeze(0)
+    if stride > 1:
+        rows = rows * torch.tensor([1, 1, 0], dtype=rows.dtype, device=rows.device)
+    alive, scaled, offset = factors(
+        rows,
+        None if scale is None else F.pad(scale, (0, 0, 0, 1), value=1),
+        None if shift is None else F.pad(shift, (0, 0, 0, 1)),
+        x.shape[1],
+    )
+    setting = Setting(norm, stride, tuple(dilations))
+    formula = group_reference if is_transformed() or x.device.type != "cpu" else MixedEdge.apply
+    outputs = formula(setting, alive, x, scaled, offset, *filters)
+    edges = rows.shape[1]
+    return list(outputs[:edges]), list(outputs[edges:])
+
+
+def mixed_sum(
+    terms: Sequence[Tensor],
+    weights: Tensor,
+    total: Tensor | None = None,
+    *,
+    norm: Norm,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """Add normalised and weighted terms: total + sum_t w_t (scale_t norm(y_t) + shift_t).
+
+    Args:
+        terms: T tensors (B, C, H, W) of one shape, in any memory format.
+        weights: (T,), or (R, T) with a row for B/R consecutive samples.
+        total: what they are added to; None for zero. It is left alone.
+        norm: normalises every term. Where its groups are parts of the batch, R must divide them.
+        scale, shift: (T, C).
+
+    Returns:
+        (B, C, H, W). Gradients of every order; those of second order, under torch.func, forward mode and torch.compile, are the
+        plain formulation's.
+
+    One term of weight one is a normalisation whose backward is, on the CPU with channels innermost, several times faster than the
+    library's. On the CPU two passes a term for its moments and one for the sum; the backward takes one reduction and three passes
+    a term. Half precisions are computed in float32, and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.
+    """
+    check_sum(terms, weights, total, norm, scale, shift)
+    rows = weights if weights.dim() == 2 else weights.unsqueeze(0)
+    alive, scaled, offset = factors(rows, scale, shift, terms[0].shape[1])
+    formula = sum_reference if is_transformed() or terms[0].device.type != "cpu" else MixedSum.apply
+    return formula(norm, alive, scaled, offset, total, *terms)

@@ -1,0 +1,80 @@
+"""What a forward and a backward do with whole tensors on the CPU: moments of planes, weighted sums, products with cotangents.
+
+A plane is what shares one factor: a channel of a unit, which is one sample, or all samples of a normalisation group where those
+lie together in memory. Tensors are views (U, P, C) of U units with P positions. ``spans`` say for which units a term exists:
+nothing is read or written for the others. Large results are written into a buffer that is used again where they are not kept:
+memory that is taken and given back in the same step costs several times what the arithmetic does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engine.kernels.mixed_edge.norm import Norm
+
+Spans = Sequence[slice]
+
+
+def channels_behind(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H, W, C) in at least float32."""
+    return (x if x.dtype in (torch.float32, torch.float64) else x.float()).permute(0, 2, 3, 1)
+
+
+def unit_count(x: Tensor, norm: Norm, rows: int) -> int:
+    """How many units x (B, H, W, C) is divided into; a mixture has ``rows`` rows."""
+    together = x.shape[0] > 0 and x.is_contiguous()
+    if norm.kind == "group" or not together:
+        return x.shape[0]
+    return norm.groups if norm.kind == "batch" else rows
+
+
+def planes(x: Tensor, units: int) -> Tensor:
+    """(B, H, W, C) -> (U, P, C); a view where the units were counted for a tensor of this layout."""
+    positions = x.shape[:3].numel() // units if units else x.shape[1] * x.shape[2]
+    return x.reshape(units, positions, x.shape[3])
+
+
+def spans(alive: Sequence[bool], units: int) -> list[slice]:
+    """The runs of units in whose rows a term is alive; each row serves units / len(alive) consecutive ones."""
+    share, start = units // len(alive), None
+    found = []
+    for row, lives in enumerate([*alive, False]):
+        if lives and start is None:
+            start = row * share
+        elif not lives and start is not None:
+            found.append(slice(start, row * share))
+            start = None
+    return found
+
+
+def moments(y: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each plane, (U, C); deviations from the mean are squared, so nothing cancels."""
+    mean = y.sum(1) / y.shape[1]
+    deviation = torch.sub(y, mean.unsqueeze(1), out=buffer)
+    return mean, deviation.mul_(deviation).sum(1) / y.shape[1]
+
+
+def add_scaled(total: Tensor, y: Tensor, scale: Tensor, where: Spans) -> None:
+    """``total`` += ``scale`` (U, C) times ``y``, in place."""
+    if _everywhere(where, total):
+        total.addcmul_(y, scale.unsqueeze(1))
+        return
+    for span in where:
+        total[span].addcmul_(y[span], scale[span].unsqueeze(1))
+
+
+def mean_products(a: Tensor, b: Tensor, where: Spans, buffer: Tensor) -> Tensor:
+    """The planes' means of a b, (U, C); zero outside the spans."""
+    if _everywhere(where, a):
+        return torch.mul(a, b, out=buffer).sum(1) / a.shape[1]
+    means = a.new_zeros(a.shape[0], a.shape[2])
+    for span in where:
+        means[span] = torch.mul(a[span], b[span], out=buffer[span]).sum(1) / a.shape[1]
+    return means
+
+
+def _everywhere(where: Spans, x: Tensor) -> bool:
+    return len(where) == 1 and where[0] == slice(0, x.shape[0])
