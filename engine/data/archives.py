@@ -114,7 +114,8 @@ def read_tar(path: Path, wanted: Collection[str]) -> dict[str, bytes]:
                     found[name] = file.read()
     except ConfigurationError:
         raise
-    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, OSError, TypeError, ValueError, zlib.error) as error:
+        # TypeError is how the standard library meets a header that ends too soon.
         raise ConfigurationError(f"{path}: not a readable tar.gz ({type(error).__name__}); get the archive again") from error
     return found
 

@@ -88,8 +88,8 @@ class Scorer:
         draws: Address = (step, repeat)
         origin = torch.tensor(state.alive)
         if not candidates:
-            return [(self._scores(origin.unsqueeze(0), draws, draws, draws, draws)[0], None)]
-        return [(None, scores) for scores in self._scores(without(origin, list(candidates)), draws, draws, draws, draws)]
+            return [(self.scores(origin.unsqueeze(0), draws, draws, draws, draws)[0], None)]
+        return [(None, scores) for scores in self.scores(without(origin, list(candidates)), draws, draws, draws, draws)]
 
     def _unpaired(self, state: State, step: int, repeat: int, candidate: Candidate) -> Pair:
         """The published pairing: own images for every candidate, different heads, thin weights that repeats share; in the edge
@@ -98,13 +98,13 @@ class Scorer:
         own: Address = (step, *candidate)
         images: Address = (*own, repeat)
         alive, origin = torch.tensor(state.alive), torch.tensor(state.origin)
-        supernet = self._scores(
+        supernet = self.scores(
             alive.unsqueeze(0), (step,), (*images, "supernet"), images, own, kernel_alive=origin.unsqueeze(0)
         )[0]
-        ablated = self._scores(without(alive, [candidate]), (step,), (*images, "ablated"), images, own)[0]
+        ablated = self.scores(without(alive, [candidate]), (step,), (*images, "ablated"), images, own)[0]
         return supernet, ablated
 
-    def _scores(
+    def scores(
         self, alive: Tensor, weights: Address, head: Address, images: Address, thin: Address, kernel_alive: Tensor | None = None
     ) -> list[dict[str, Score]]:
         """Every score of the architectures ``alive`` (G, T, E, O) with draws of these addresses."""
