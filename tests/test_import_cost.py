@@ -39,6 +39,7 @@ LIGHT_MODULES = [
     "engine.runs.config",
     "engine.search",
     "engine.spaces.genotype",
+    "engine.train",
 ]
 
 
@@ -61,6 +62,8 @@ def test_modules_that_are_imported_early() -> None:
         ["search", "--config", "not/there.toml"],
         ["search", "--data-root", "not/there"],
         ["search", "--resume", "--out", "not/there"],
+        ["train", "--help"],
+        ["train", "--tests", "5x1"],
     ],
     ids=" ".join,
 )

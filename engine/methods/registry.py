@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from engine.errors import ConfigurationError
-from engine.methods.darts_options import DartsOptions
+from engine.methods.darts_options import DartsOptions, TetloOptions
 from engine.methods.learning_options import ANILOptions, BOILOptions, MAMLOptions, MetaTicketOptions
 from engine.methods.metanas_options import MetaNASOptions
 from engine.methods.options import (
@@ -107,6 +107,9 @@ register_method("linear-regions", RegionOptions, _PRUNING, "prune by linear regi
 register_method("metantk-only", EpisodeOptions, _PRUNING, "prune by MetaNTK condition only", shares_work=True)
 register_method("random", CellOptions, "engine.methods.random_search:search", "draw a genotype at random")
 register_method("darts", DartsOptions, "engine.methods.darts:search", "descend on a softmax over operations")
+register_method(
+    "tetlo", TetloOptions, "engine.methods.tetlo:search", "descend so that an auxiliary model learns from the main one"
+)
 register_method("metanas", MetaNASOptions, "engine.methods.metanas:search", "meta-learn weights and architecture together")
 _MAML = "engine.methods.maml:search"
 register_method("maml", MAMLOptions, _MAML, "meta-learn an initialisation that tasks are learned from")

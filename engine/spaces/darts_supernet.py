@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
 from engine.spaces.darts import competing, discretise, normalised_pools
@@ -35,6 +37,24 @@ def darts_supernet(space: Space, *, cells: int, channels: int, outputs: int, cha
         tail=False,
     )
     return differentiable(model)
+
+
+class Encoder(nn.Module):
+    """A supernet that also returns its features: images and a mixture -> features (B, F) and logits (B, K)."""
+
+    def __init__(self, supernet: Supernet) -> None:
+        super().__init__()
+        self.supernet = supernet
+
+    def forward(self, x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
+        features = self.supernet.embed(x, mixture)
+        return features, self.supernet.classifier(features)
+
+
+def darts_encoder(space: Space, *, cells: int, of: int, channels: int, outputs: int, channels_in: int = 3) -> Encoder:
+    """The stem and the first ``cells`` cells of a supernet of ``of`` cells, whose reductions stay where they are, and a head."""
+    first = replace(space, reduction_cells=space.reductions(of))
+    return Encoder(darts_supernet(first, cells=cells, channels=channels, outputs=outputs, channels_in=channels_in))
 
 
 class SoftmaxRelaxation:

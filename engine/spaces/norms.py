@@ -72,7 +72,7 @@ class AffineBatchStatistics(nn.Module):
 
 
 class TrainedBatchStatistics(BatchStatistics):
-    """:class:`BatchStatistics` for networks that are trained: one group goes through the operator that is fast to differentiate."""
+    """:class:`BatchStatistics` for trained networks: one group goes through the operator that is fast to differentiate."""
 
     def forward(self, x: Tensor, groups: int = 1) -> Tensor:
         return batch_norm(x) if groups == 1 else batch_statistics(x, groups)

@@ -59,10 +59,14 @@ class Supernet(MacroNetwork):
 
     def forward(self, x: Tensor, mixture: Mixture) -> Tensor:
         """(B, C_in, H, W) and a mixture of G architectures with G dividing B -> logits (B, outputs)."""
+        return self.classifier(self.embed(x, mixture))
+
+    def embed(self, x: Tensor, mixture: Mixture) -> Tensor:
+        """What the classifier reads: images and a mixture as in :meth:`forward` -> pooled features (B, F)."""
         groups = mixture.groups
         self._check(x, mixture)
         lanes = {kind: make_lane(mixture, self.space, index, x.shape[0]) for index, kind in enumerate(self.space.kinds)}
-        return self.classifier(self.pooled(x, lanes, groups))
+        return self.pooled(x, lanes, groups)
 
     def _check(self, x: Tensor, mixture: Mixture) -> None:
         if x.shape[0] % mixture.groups:

@@ -1,0 +1,99 @@
+"""Augmentation pipelines for training: whole batches on the device, drawn from one addressed generator a batch.
+
+Each takes uint8 images (N, C, H, W) and returns float32 of the same shape, normalised with the data set's statistics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.data.augment import horizontal_flip, normalise, random_crop
+from engine.data.image_set import ImageSet
+
+
+def augment(data: ImageSet, images: Tensor, name: str, generator: torch.Generator) -> Tensor:
+    """Apply the pipeline ``name`` of :data:`PIPELINES` to uint8 images of ``data`` and normalise them."""
+    return normalise(PIPELINES[name](images, generator), data.mean, data.std)
+
+
+def random_affine(
+    images: Tensor, generator: torch.Generator, *, degrees: float, scale: float, stretch: float, shift: float
+) -> Tensor:
+    """Turn, scale, stretch and shift each image (N, C, H, W), with zeros (paper) outside; bilinear, returned as float32.
+
+    Uniform draws: angle within ±``degrees``, scale within 1 ± ``scale``, ratio of the axes within 1 ± ``stretch``, shift within
+    ±``shift`` pixels along each axis.
+    """
+    count, _, height, width = images.shape
+    draws = 2 * torch.rand(5, count, generator=generator, device=generator.device).to(images.device) - 1
+    angle = draws[0] * math.radians(degrees)
+    size, ratio = 1 + scale * draws[1], (1 + stretch * draws[2]).sqrt()
+    cos, sin = angle.cos() / size, angle.sin() / size
+    # grid_sample asks where each output pixel comes from, so scales divide.
+    rows = [
+        torch.stack([cos / ratio, sin / ratio, draws[3] * 2 * shift / width], 1),
+        torch.stack([-sin * ratio, cos * ratio, draws[4] * 2 * shift / height], 1),
+    ]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False)
+
+
+def reflect_crop(images: Tensor, generator: torch.Generator, *, padding: int) -> Tensor:
+    """Cut a window of the original size out of images (N, C, H, H) that are mirrored ``padding`` pixels beyond their borders."""
+    padded = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
+    return random_crop(padded, generator, padding=0, size=images.shape[-1])
+
+
+def colour_jitter(images: Tensor, generator: torch.Generator, *, strength: float) -> Tensor:
+    """Change brightness, contrast and saturation of each image (N, 3, H, W) by factors within 1 ± ``strength``; uint8 in, float
+    out.
+
+    The order is fixed (torchvision draws it for each image); values stay within 0 .. 255. Contrast mixes with the image's mean
+    grey, saturation with each pixel's grey.
+    """
+    factors = 1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1, generator=generator, device=generator.device) - 1)
+    brightness, contrast, saturation = factors.to(images.device)
+    bright = (images.float() * brightness).clamp_(0, 255)
+    level = _grey(bright).mean((2, 3), keepdim=True)
+    contrasted = (level + contrast * (bright - level)).clamp_(0, 255)
+    grey = _grey(contrasted)
+    return (grey + saturation * (contrasted - grey)).clamp_(0, 255)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Luma of RGB images (ITU-R BT.601), (N, 1, H, W)."""
+    weights = images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images * weights).sum(1, keepdim=True)
+
+
+def _plain(images: Tensor, generator: torch.Generator) -> Tensor:
+    return images
+
+
+def _drawing(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Handwriting: turned ±10°, scaled ±10 %, stretched ±10 %, shifted ±2 px."""
+    return random_affine(images, generator, degrees=10.0, scale=0.1, stretch=0.1, shift=2.0) / 255
+
+
+def _photo(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Small photographs: reflected 4 px and cropped, mirrored."""
+    return horizontal_flip(reflect_crop(images, generator, padding=4), generator)
+
+
+def _rfs(images: Tensor, generator: torch.Generator) -> Tensor:
+    """RFS: zero-padded by 8 of 84 px and cropped, colour jitter of 0.4, mirrored (reference note section 7)."""
+    cropped = random_crop(images, generator, padding=round(images.shape[-1] * 8 / 84))
+    return horizontal_flip(colour_jitter(cropped, generator, strength=0.4), generator) / 255
+
+
+PIPELINES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "none": _plain,
+    "drawing": _drawing,
+    "photo": _photo,
+    "rfs": _rfs,
+}

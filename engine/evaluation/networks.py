@@ -1,0 +1,78 @@
+"""From the name on the command line to a network: genotypes, by file, run or name, and reference networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import ConfigurationError
+from engine.evaluation.options import NetworkOptions
+from engine.evaluation.reference import res3, res5
+from engine.methods.options import suggestion
+from engine.spaces.genotype import Genotype
+from engine.spaces.network import CellNetwork, build_network
+from engine.spaces.networks import WRN28, Conv4, ResNet12
+from engine.spaces.space import get_space
+from engine.spaces.supernet import initialise
+
+RFS_WIDTHS = (64, 160, 320, 640)
+
+REFERENCES: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "conv4": lambda classes, channels_in, size: Conv4(classes, channels_in=channels_in, size=size, running=True),
+    "res5": lambda classes, channels_in, size: res5(channels_in=channels_in, classes=classes),
+    "res3": lambda classes, channels_in, size: res3(channels_in=channels_in, classes=classes),
+    "resnet12": lambda classes, channels_in, size: ResNet12(classes, channels_in=channels_in, running=True),
+    "resnet12-rfs": lambda classes, channels_in, size: ResNet12(
+        classes, channels_in=channels_in, widths=RFS_WIDTHS, running=True
+    ),
+    "wrn28-10": lambda classes, channels_in, size: WRN28(classes, k=10, channels_in=channels_in, running=True),
+}
+
+
+def find_genotype(name: str, directory: Path) -> Genotype | None:
+    """The genotype that ``name`` stands for; None where it is a reference network.
+
+    The genotype.json of the run in ``directory`` comes first, so a run goes on after the file it was started from has gone.
+    Then a genotype file, then a run directory; anything else is a :class:`ConfigurationError`.
+    """
+    if name in REFERENCES:
+        return None
+    for path in (directory / "genotype.json", Path(name), Path(name) / "genotype.json"):
+        if path.is_file():
+            return Genotype.load(path)
+    if Path(name).is_dir():
+        raise ConfigurationError(f"--network: {name} holds no genotype.json; name a run that found a genotype")
+    raise ConfigurationError(f"--network: {name!r} is no file, run directory or known network; {suggestion(name, REFERENCES)}")
+
+
+def make_network(
+    options: NetworkOptions, genotype: Genotype | None, *, classes: int, channels_in: int, size: int, generator: torch.Generator
+) -> nn.Module:
+    """Build the network with ``classes`` outputs and draw its weights from ``generator`` (see
+    :func:`~engine.spaces.supernet.initialise`), in channels-last layout."""
+    network: nn.Module
+    if genotype is None:
+        network = REFERENCES[options.network](classes, channels_in, size)
+    else:
+        network = build_network(
+            genotype,
+            channels=options.channels,
+            cells=options.cells,
+            pool=options.pool,
+            classes=classes,
+            channels_in=channels_in,
+            space=get_space(options.space) if options.space else None,
+        )
+    initialise(network, generator)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def embed(network: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, H, W) -> the features (B, F) that the network's classifier reads."""
+    if isinstance(network, CellNetwork):
+        return network.features(images)
+    return cast(Callable[[Tensor], Tensor], network.embed)(images)

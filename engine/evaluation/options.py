@@ -1,0 +1,214 @@
+"""The options of the training recipes: names, types, defaults, presets and limits. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from engine.errors import ConfigurationError
+from engine.methods.options import RunOptions, flag
+
+CLASSIFIERS = ("logistic", "svm", "centroid", "cosine")
+
+_OMNIGLOT = {
+    "data": "omniglot",
+    "split": "alphabets",
+    "rotations": True,
+    "augmentation": "drawing",
+    "tests": "5w1s,5w5s,20w1s,20w5s",
+}
+_CIFAR_FS = {"data": "cifar-fs", "test_split": "val", "augmentation": "photo"}
+# Reference note section 7. Milestones are epochs.
+_PAPER = {
+    "size": 84,
+    "channels": 48,
+    "budget": "100epochs",
+    "batch": 64,
+    "rate": 0.02,
+    "schedule": "step",
+    "milestones": "60,80",
+    "nesterov": False,
+    "label_smoothing": 0.0,
+    "drop_path": 0.2,
+    "augmentation": "rfs",
+    "support_views": 5,
+    "queries": 50,
+    "classifiers": "logistic",
+}
+_MINI = {**_PAPER, "data": "miniimagenet"}
+_TIERED = {
+    **_PAPER,
+    "data": "tieredimagenet",
+    "budget": "60epochs",
+    "rate": 0.01,
+    "milestones": "30,40,50",
+    "drop_path": 0.1,
+    "drop_path_ramp": False,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small-digits": {"channels": 16, "cells": 3, "batch": 64, "rate": 0.05, "budget": "60s"},
+    "small-omniglot": {**_OMNIGLOT, "channels": 16, "pool": 2, "batch": 64, "budget": "600s"},
+    "small-cifar-fs": {**_CIFAR_FS, "channels": 32, "pool": 2, "budget": "840s"},
+    "paper-mini-5": {**_MINI, "cells": 5},
+    "paper-mini-8": {**_MINI, "cells": 8, "batch": 40},
+    "paper-tiered-5": {**_TIERED, "cells": 5},
+    "paper-tiered-8": {**_TIERED, "cells": 8, "batch": 56},
+}
+
+
+@dataclass(frozen=True)
+class TaskShape:
+    """One kind of few-shot task."""
+
+    ways: int
+    shots: int
+
+    @property
+    def name(self) -> str:
+        """Such as ``5-way 1-shot``."""
+        return f"{self.ways}-way {self.shots}-shot"
+
+
+@dataclass(frozen=True)
+class NetworkOptions(RunOptions):
+    """Which network is built, and on which images."""
+
+    network: str = "res5"
+    """Run directory, genotype.json, a published genotype, or conv4, res5, res3, resnet12, resnet12-rfs, wrn28-10."""
+    space: str | None = None
+    """Space of the genotype if it is your own: package.module:NAME."""
+    cells: int = 5
+    """Cells of a genotype's network; 5 and 8 are published."""
+    channels: int = 16
+    """Channels of its first cell; 48 is published."""
+    pool: int = 1
+    """Factor by which its stem's map is max-pooled before the first cell; 1 is published, 2 is four times as fast."""
+    size: int | None = None
+    """Side of the square images in pixels; none means the set's own."""
+    split: Literal["classes", "alphabets"] = "classes"
+    """Which classes are trained on: the set's class split, or (Omniglot) the background alphabets against the evaluation ones."""
+    rotations: bool = False
+    """Add every training class turned by 90, 180 and 270 degrees as further classes."""
+    test_split: Literal["val", "test"] = "test"
+    """Classes of the few-shot test, where the set's class split is used."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "cells", "channels", "pool", "size")
+        if self.split == "alphabets" and self.data != "omniglot":
+            raise ConfigurationError(f"--split alphabets is for omniglot, not for {self.data}; use --split classes")
+        if self.data == "digits" and self.rotations:
+            raise ConfigurationError("--rotations: digits already has its rotations as classes; leave it out")
+
+
+@dataclass(frozen=True)
+class FewShotTestOptions(NetworkOptions):
+    """How features are tested on few-shot tasks."""
+
+    tests: str = "5w1s,5w5s"
+    """Kinds of tasks, such as 5w1s,20w5s for 5-way 1-shot and 20-way 5-shot."""
+    tasks: int = 1000
+    """Tasks of each kind."""
+    queries: int = 15
+    """Query images of a class; 50 is the default of the published script."""
+    support_views: int = 1
+    """Augmented copies that stand for each support image; 1 takes the image as it is, 5 is published."""
+    classifiers: str = "logistic,centroid"
+    """Classifiers on the features, the headline first: logistic, svm, centroid, cosine."""
+    penalty: float = 1.0
+    """C of the logistic regression and the SVM, as in scikit-learn."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "tasks", "queries", "support_views")
+        if not 0 < self.penalty < float("inf"):
+            raise ConfigurationError(f"--penalty must be positive and finite, got {self.penalty}")
+        _ = self.task_shapes, self.classifier_names
+
+    @property
+    def task_shapes(self) -> list[TaskShape]:
+        """``tests`` parsed; :class:`ConfigurationError` if it is malformed."""
+        shapes = []
+        for word in self.tests.split(","):
+            match = re.fullmatch(r"(\d{1,3})w(\d{1,3})s", word.strip(), re.ASCII)
+            if not match or int(match[1]) < 2 or int(match[2]) < 1:
+                raise ConfigurationError(f"--tests: {word.strip()!r} is not a kind of task such as 5w1s (5-way 1-shot)")
+            shapes.append(TaskShape(int(match[1]), int(match[2])))
+        return shapes
+
+    @property
+    def classifier_names(self) -> list[str]:
+        """``classifiers`` parsed; :class:`ConfigurationError` if one is unknown."""
+        names = [word.strip() for word in self.classifiers.split(",")]
+        for name in names:
+            if name not in CLASSIFIERS:
+                raise ConfigurationError(f"--classifiers: unknown {name!r}; known are {', '.join(CLASSIFIERS)}")
+        return names
+
+
+@dataclass(frozen=True)
+class RFSOptions(FewShotTestOptions):
+    """Rethinking few-shot: supervised training on the base classes, then a linear classifier on frozen features."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+
+    budget: str = "20s"
+    """Length of the training: epochs (100epochs), or CPU seconds (600s), which timing some steps turns into a number of steps."""
+    steps: int | None = None
+    """Length in steps; none means what --budget comes to, which is then written down here."""
+    batch: int = 128
+    """Images of a step."""
+    rate: float = 0.1
+    """Peak learning rate."""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """How the rate falls: cosine to zero after a warm-up, or a tenth at each milestone."""
+    warmup: float = 0.15
+    """Share of the training in which the cosine schedule's rate rises from zero."""
+    milestones: str = ""
+    """Epochs after which the step schedule divides the rate by ten, such as 60,80."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = True
+    """Nesterov's momentum."""
+    weight_decay: float = 5e-4
+    """Weight decay, of all parameters."""
+    label_smoothing: float = 0.1
+    """Probability that is spread over all classes."""
+    drop_path: float = 0.0
+    """Probability that a path of a cell is left out for an image; 0.2 is published."""
+    drop_path_ramp: bool = True
+    """Let that probability rise from zero, epoch by epoch."""
+    augmentation: Literal["none", "drawing", "photo", "rfs"] = "none"
+    """Pipeline of training images (and of --support-views)."""
+    autocast: bool = False
+    """Compute convolutions and products in bfloat16."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "batch", "steps")
+        self._at_least(0, "weight_decay", "rate")
+        for name in ("warmup", "momentum", "label_smoothing", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"{flag(name)} must be in 0 .. 1 (without 1), got {getattr(self, name)}")
+        _ = self.milestone_epochs, self.length
+
+    @property
+    def milestone_epochs(self) -> list[int]:
+        """``milestones`` parsed; :class:`ConfigurationError` if one is no epoch."""
+        words = [word.strip() for word in self.milestones.split(",") if word.strip()]
+        if any(not re.fullmatch(r"\d{1,6}", word, re.ASCII) for word in words):
+            raise ConfigurationError(f"--milestones: {self.milestones!r} is not a list of epochs such as 60,80")
+        return [int(word) for word in words]
+
+    @property
+    def length(self) -> tuple[float, str]:
+        """``budget`` parsed, such as ``(600.0, "s")``; the unit is s or epochs. :class:`ConfigurationError` if malformed."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ?(s|epochs)", self.budget, re.ASCII)
+        amount = float(match[1]) if match else 0.0
+        if not match or amount <= 0 or (match[2] == "epochs" and amount != int(amount)):
+            raise ConfigurationError(f"--budget: {self.budget!r} is not a length such as 100epochs or 600s")
+        return amount, match[2]

@@ -1,0 +1,150 @@
+"""Supervised training on the base classes: one step, and the resumable loop around it."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from engine.data.episodes import permutation
+from engine.data.image_set import ImageSet
+from engine.errors import ConfigurationError, NumericalError
+from engine.evaluation.augment import augment
+from engine.evaluation.drop_path import drop_path_logits
+from engine.evaluation.options import RFSOptions
+from engine.evaluation.schedule import cosine, drop_path_probability, step_decay
+from engine.evaluation.sgd import SGD
+from engine.runs.loop import steps
+from engine.runs.streams import stream
+from engine.spaces.network import CellNetwork
+
+if TYPE_CHECKING:
+    from engine.runs.run import Run
+    from engine.runs.signals import Stop
+
+TIMED_SHARE = 0.03  # of a budget in CPU seconds, spent on finding out how long a step takes
+RECORDS = 200  # lines of metrics that a training leaves
+
+
+class Trainer:
+    """A network on its way through the training images.
+
+    Step ``i`` depends on the options and on ``i`` alone: its images come from the permutation of its epoch, its augmentation
+    and its dropped paths from streams of their own (design rule 4). ``sums`` adds up loss and correct answers since the last
+    record, (2,) float64 on the device, so that no step waits for the device.
+    """
+
+    def __init__(self, options: RFSOptions, data: ImageSet, network: nn.Module) -> None:
+        members = data.members("train")
+        self.options, self.data, self.network, self.total = options, data, network, options.steps or 1
+        self.order = members.order
+        self.classes = members.classes.to(data.images.device)
+        self.per_epoch = len(members.order) // options.batch
+        if not self.per_epoch:
+            raise ConfigurationError(f"--batch {options.batch} is more than the {len(members.order)} training images; lower it")
+        self.epochs = -(-self.total // self.per_epoch)
+        self.sgd = SGD(network, momentum=options.momentum, nesterov=options.nesterov, weight_decay=options.weight_decay)
+        self.sums = torch.zeros(2, dtype=torch.float64, device=data.images.device)
+        self._epoch, self._shuffled = -1, members.order
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step; the cosine schedule is read in the middle of the step, so that none has the rate zero."""
+        options = self.options
+        if options.schedule == "cosine":
+            return options.rate * cosine((step + 0.5) / self.total, warmup=options.warmup)
+        return options.rate * step_decay(step // self.per_epoch, options.milestone_epochs)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Augmented images (B, C, H, W) and labels (B,) of a step; the images that do not fill an epoch's last batch wait."""
+        epoch, place = divmod(step, self.per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._shuffled = self.order[permutation(len(self.order), stream(self.options.seed, "epoch", epoch))]
+        index = self._shuffled[place * self.options.batch : (place + 1) * self.options.batch].to(self.data.images.device)
+        labels = torch.searchsorted(self.classes, self.data.labels[index])
+        images = augment(
+            self.data, self.data.images[index], self.options.augmentation, stream(self.options.seed, "augment", step)
+        )
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def step(self, step: int) -> None:
+        """One update of the weights."""
+        options = self.options
+        images, labels = self.batch(step)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=options.autocast):
+            logits = self._logits(images, step).float()
+        loss = cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+        loss.backward()
+        self.sgd.step(self.rate(step))
+        with torch.no_grad():
+            self.sums += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).double().mean()])
+
+    def _logits(self, images: Tensor, step: int) -> Tensor:
+        epoch = step // self.per_epoch
+        probability = drop_path_probability(self.options.drop_path, epoch, self.epochs, ramp=self.options.drop_path_ramp)
+        if probability and isinstance(self.network, CellNetwork):
+            return drop_path_logits(self.network, images, probability, stream(self.options.seed, "drop-path", step))
+        return self.network(images)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: weights, momentum, and the sums since the last record."""
+        weights = {f"network.{name}": t for name, t in self.network.state_dict().items()}
+        return {**weights, **{f"velocity.{name}": t for name, t in self.sgd.velocity.items()}, "sums": self.sums}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint's tensors."""
+        weights = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        self.network.load_state_dict(weights)
+        self.sgd.load({name.removeprefix("velocity."): t for name, t in tensors.items() if name.startswith("velocity.")})
+        self.sums.copy_(tensors["sums"])
+
+
+def count_steps(options: RFSOptions, data: ImageSet, network: nn.Module) -> int:
+    """How many steps the options ask for. CPU seconds are turned into steps by timing some on a copy of the network."""
+    if options.steps is not None:
+        return options.steps
+    amount, unit = options.length
+    if unit == "epochs":
+        return int(amount) * Trainer(options, data, network).per_epoch
+    trial = Trainer(replace(options, steps=10**9), data, copy.deepcopy(network).train())
+    trial.step(0)  # loads libraries and plans convolutions
+    started, done = time.process_time(), 0
+    while time.process_time() - started < TIMED_SHARE * amount or done < 3:
+        done += 1
+        trial.step(done)
+    seconds = (time.process_time() - started) / done
+    return max(1, round((1 - TIMED_SHARE) * amount / seconds))
+
+
+def train_steps(trainer: Trainer, run: Run, stop: Stop, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Train from step ``state["step"]`` to the end; yield after each step the newest record of ``metrics.jsonl``.
+
+    ``state`` goes into every checkpoint and is kept up to date: ``"step"`` and the ``"cpu_seconds"`` spent. A loss that is not
+    finite is a :class:`NumericalError`; the last checkpoint stays.
+    """
+    interval = max(1, trainer.total // RECORDS)
+    clock = time.process_time() - state["cpu_seconds"]
+    record: dict[str, Any] = {}
+
+    def snapshot() -> tuple[dict[str, Any], dict[str, Tensor]]:
+        state["cpu_seconds"] = time.process_time() - clock
+        return state, trainer.tensors()
+
+    trainer.network.train()
+    for step in steps(run, stop, snapshot, start=state["step"], total=trainer.total):
+        trainer.step(step)
+        if (step + 1) % interval == 0 or step + 1 == trainer.total:
+            loss, accuracy = (trainer.sums / (step % interval + 1)).tolist()
+            if not loss < float("inf"):
+                raise NumericalError(f"the training loss is {loss} at step {step + 1}; lower --rate and start a new run")
+            record = {"event": "train", "step": step + 1, "loss": loss, "accuracy": accuracy, "rate": trainer.rate(step)}
+            run.append("metrics.jsonl", record)
+            trainer.sums.zero_()
+        yield record
+    state["step"] = trainer.total
