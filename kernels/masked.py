@@ -78,7 +78,7 @@ def masked(weight: Tensor, scores: Tensor, threshold: Tensor | float) -> Tensor:
 
     Returns:
         Like ``weight``, exactly 0 where masked (also where the weight is infinite or NaN). Differentiable any number of times,
-        forward and backward, under torch.func's transforms. Reads weight and scores once and writes once.
+        forward and backward, under torch.func's transforms. On the CPU one pass: reads weight and scores, writes the result.
     """
     check_pair(weight, scores)
     return _Masked.apply(weight, scores, as_threshold(threshold, scores))

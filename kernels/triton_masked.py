@@ -23,8 +23,8 @@ def _kept(scores_ptr, bits_ptr, sigma, here, row, column, scores_row, scores_col
     """m of a tile, int1; ``row`` and ``column`` are int64 and broadcast to the tile."""
     if BITS:
         place = row * bits_row + column * bits_column
-        byte = tl.load(bits_ptr + place // 8, mask=here, other=0).to(tl.int32)
-        return ((byte >> (place % 8).to(tl.int32)) & 1) != 0
+        byte = tl.load(bits_ptr + (place >> 3), mask=here, other=0).to(tl.int32)
+        return ((byte >> (place & 7).to(tl.int32)) & 1) != 0
     else:
         scores = tl.load(scores_ptr + row * scores_row + column * scores_column, mask=here, other=0.0).to(tl.float32)
         return (scores < sigma) == 0
@@ -176,13 +176,22 @@ class Tile:
     warps: int = 4
 
 
-GEMM_TILES = (Tile(16, 32, 64), Tile(32, 32, 64), Tile(64, 64, 32))
-GRADIENT_TILE = Tile(16, 32, 64)
+# Exact float32 products are made by ordinary multiply-adds, whose operands take the registers of a larger tile.
+EXACT_GEMM_TILES = (Tile(16, 32, 32), Tile(32, 32, 32))
+GEMM_TILES = (Tile(16, 32, 64), Tile(32, 32, 64), Tile(64, 64, 32, warps=8))
+EXACT_GRADIENT_TILE, GRADIENT_TILE = Tile(16, 32, 32), Tile(16, 32, 64)
+STAGES = 2
 
 
-def choose_gemm_tile(rows: int) -> Tile:
+def choose_gemm_tile(rows: int, exact: bool) -> Tile:
     """The smallest that holds all rows of a task (25 of a 5-way 5-shot support set take 32), or the largest."""
-    return next((tile for tile in GEMM_TILES if rows <= tile.rows), GEMM_TILES[-1])
+    tiles = EXACT_GEMM_TILES if exact else GEMM_TILES
+    return next((tile for tile in tiles if rows <= tile.rows), tiles[-1])
+
+
+def choose_gradient_tile(exact: bool) -> Tile:
+    """Of the gradient that a program holds; it reads 16 rows at a time."""
+    return EXACT_GRADIENT_TILE if exact else GRADIENT_TILE
 
 
 def precision() -> str:
@@ -195,7 +204,8 @@ def launch_masked_gemm(
 ) -> Tensor:
     """(T, N, K), (T, O, K), (O, K) -> (T, N, O); ``transposed``: bits are those of a (K, O) mask. ``widen``: float32 products."""
     (tasks, rows, inputs), outputs = x.shape, weight.shape[1]
-    tile = choose_gemm_tile(rows)
+    exact = x.dtype == torch.float32 and precision() == "ieee"
+    tile = choose_gemm_tile(rows, exact)
     programs = tasks * triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs)
     blocks = triton.cdiv(inputs, tile.inputs)
     per_split = triton.cdiv(blocks, min(blocks, triton.cdiv(TARGET_PROGRAMS, programs)))
@@ -225,6 +235,7 @@ def launch_masked_gemm(
             BLOCK_O=tile.outputs,
             BLOCK_K=tile.inputs,
             num_warps=tile.warps,
+            num_stages=STAGES,
         )
     return (out[0] if splits == 1 else out.sum(0)).to(x.dtype)
 
@@ -234,7 +245,7 @@ def launch_masked_gradients(
 ) -> tuple[Tensor, Tensor]:
     """(T, N, O), (T, N, I), (T, O, I), (O, I) -> gradients of the weight (T, O, I) and of the scores (O, I)."""
     tasks, rows, outputs = cotangent.shape
-    inputs, tile = x.shape[2], GRADIENT_TILE
+    inputs, tile = x.shape[2], choose_gradient_tile(x.dtype == torch.float32 and precision() == "ieee")
     weight_grad = torch.empty(tasks, outputs, inputs, dtype=weight.dtype, device=x.device)
     score_grad = torch.empty(outputs, inputs, dtype=scores.dtype, device=x.device)
     with torch.cuda.device_of(x):
@@ -262,5 +273,6 @@ def launch_masked_gradients(
             BLOCK_O=tile.outputs,
             BLOCK_I=tile.inputs,
             num_warps=tile.warps,
+            num_stages=STAGES,
         )
     return weight_grad, score_grad

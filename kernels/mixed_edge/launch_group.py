@@ -17,6 +17,9 @@ from engine.kernels.mixed_edge.triton_group import (
 )
 from engine.kernels.mixed_edge.triton_sum import Blocks
 
+# Elements of a program of four warps that reads windows: four a thread, one 16-byte load each in float32.
+WINDOW_ELEMENTS = 512
+
 
 class Filters:
     """Depthwise filters sorted into kinds and laid side by side for the kernels: (places, C), places the weights a channel."""
@@ -49,7 +52,7 @@ class Group:
         self.x, self.stride = x, stride
         self.height, self.width = x.shape[2:]
         self.size = (*x.shape[:2], -(-self.height // stride), -(-self.width // stride))
-        self.blocks = Blocks(x, self.size[2] * self.size[3])
+        self.blocks = Blocks(x, self.size[2] * self.size[3], WINDOW_ELEMENTS)
         self.whole = self.blocks.sizes, (self.height, self.size[3])
         self.constants = {"STRIDE": stride, "WIDTH": self.width, **self.blocks.constants, "num_warps": 4}
 
@@ -105,7 +108,7 @@ class Group:
         cotangents_kernel[self.blocks.grid](
             self.x, g, mean, direct, slope, constant, pooled, *sizes, *rest, len(g), **self.constants
         )
-        blocks = Blocks(self.x, self.height * self.width)
+        blocks = Blocks(self.x, self.height * self.width, WINDOW_ELEMENTS)
         gradient_kernel[blocks.grid](
             self.x,
             g,

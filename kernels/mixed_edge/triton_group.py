@@ -9,7 +9,8 @@
 
 Neighbours come out of the caches: pools are computed again in each kernel that needs them instead of being stored. Everything
 gathers, nothing is added atomically. Filters are sorted into kinds: KINDS is a flat tuple of (kernel height, width, dilation,
-count), kinds unrolled and the filters of a kind a loop. Windows are WIDTH wide; sizes that vary in a network are few.
+count). Kinds are unrolled; the filters of a kind and their places are loops, since unrolled places take all registers and spill.
+Images are WIDTH wide; a network has few widths.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def read_kernel(
     taps_ptr += sample * channels * positions + place(p, c, positions, channels, LAST)
     row, column = p // out_width * STRIDE, p % out_width * STRIDE
     for kind in tl.static_range(len(KINDS) // 4):
-        for _ in range(KINDS[4 * kind + 3]):
+        for _ in tl.range(KINDS[4 * kind + 3], loop_unroll_factor=1):
             total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-            for tap in tl.static_range(KINDS[4 * kind] * KINDS[4 * kind + 1]):
+            for tap in tl.range(KINDS[4 * kind] * KINDS[4 * kind + 1], loop_unroll_factor=1):
                 r = row + (tap // KINDS[4 * kind + 1] - KINDS[4 * kind] // 2) * KINDS[4 * kind + 2]
                 q = column + (tap % KINDS[4 * kind + 1] - KINDS[4 * kind + 1] // 2) * KINDS[4 * kind + 2]
                 weight = tl.load(filter_ptr + tap * channels + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -217,7 +218,7 @@ def cotangents_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """What flows into the maximum and, over the count, into the average: (2, B, C, H', W') float32; factors as in the module norm."""
+    """What flows into the maximum and, over the count, into the average: (2, B, C, H', W') float32; see the module norm."""
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
     x_ptr += sample * channels * height * WIDTH
@@ -284,13 +285,13 @@ def gradient_kernel(
     if len(KINDS) > 0:
         through = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         for kind in tl.static_range(len(KINDS) // 4):
-            for _ in range(KINDS[4 * kind + 3]):
-                for tap in tl.static_range(KINDS[4 * kind] * KINDS[4 * kind + 1]):
-                    down = (tap // KINDS[4 * kind + 1] - KINDS[4 * kind] // 2) * KINDS[4 * kind + 2]
-                    right = (tap % KINDS[4 * kind + 1] - KINDS[4 * kind + 1] // 2) * KINDS[4 * kind + 2]
+            for _ in tl.range(KINDS[4 * kind + 3], loop_unroll_factor=1):
+                for at in tl.range(KINDS[4 * kind] * KINDS[4 * kind + 1], loop_unroll_factor=1):
+                    down = (at // KINDS[4 * kind + 1] - KINDS[4 * kind] // 2) * KINDS[4 * kind + 2]
+                    right = (at % KINDS[4 * kind + 1] - KINDS[4 * kind + 1] // 2) * KINDS[4 * kind + 2]
                     r, q, inside = _reader(row, column, down, right, live, out_height, out_width, STRIDE)
                     from_ = image + place(r * out_width + q, c, outputs, channels, LAST)
-                    weight = tl.load(filter_ptr + tap * channels + c, mask=c < channels, other=0.0).to(tl.float32)
+                    weight = tl.load(filter_ptr + at * channels + c, mask=c < channels, other=0.0).to(tl.float32)
                     through += tl.load(taps_ptr + from_, mask=inside, other=0.0).to(tl.float32) * weight
                 taps_ptr += whole
                 filter_ptr += KINDS[4 * kind] * KINDS[4 * kind + 1] * channels
@@ -335,9 +336,9 @@ def filters_kernel(
     out_ptr += (sample * tl.num_programs(1) + tl.program_id(1)) * PLACES * channels + c
     row, column = p // out_width * STRIDE, p % out_width * STRIDE
     for kind in tl.static_range(len(KINDS) // 4):
-        for _ in range(KINDS[4 * kind + 3]):
+        for _ in tl.range(KINDS[4 * kind + 3], loop_unroll_factor=1):
             g = tl.load(taps_ptr, mask=live, other=0.0).to(tl.float32)
-            for tap in range(KINDS[4 * kind] * KINDS[4 * kind + 1]):
+            for tap in tl.range(KINDS[4 * kind] * KINDS[4 * kind + 1], loop_unroll_factor=1):
                 r = row + (tap // KINDS[4 * kind + 1] - KINDS[4 * kind] // 2) * KINDS[4 * kind + 2]
                 q = column + (tap % KINDS[4 * kind + 1] - KINDS[4 * kind + 1] // 2) * KINDS[4 * kind + 2]
                 total = tl.sum(g * _rectified(x_ptr, r, q, c, live, channels, height, WIDTH, LAST), 0)[None, :]

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 TERMS = 4
+# Elements of a program of four warps: eight a thread. Compiled without spilling; not tuned on a GPU.
+ELEMENTS = 1024
 
 
 @triton.jit
@@ -42,14 +44,10 @@ def moments(y, live, number):
 
 @triton.jit
 def _term(y0, y1, y2, y3, T: tl.constexpr):
-    if T == 0:
-        return y0
-    elif T == 1:
-        return y1
-    elif T == 2:
-        return y2
+    if T < 2:
+        return y0 if T == 0 else y1
     else:
-        return y3
+        return y2 if T == 2 else y3
 
 
 @triton.jit
@@ -203,12 +201,11 @@ def term_gradients_kernel(
 class Blocks:
     """How a launch over tensors like ``x`` (B, C, H, W) with ``positions`` positions a plane is divided into programs."""
 
-    def __init__(self, x: Tensor, positions: int) -> None:
+    def __init__(self, x: Tensor, positions: int, elements: int = ELEMENTS) -> None:
         self.samples, self.channels = x.shape[:2]
         self.positions, self.last = positions, channels_last(x)
         self.block_c = min(16, triton.next_power_of_2(self.channels)) if self.last else 1
-        # 4096 elements a program of four warps: 32 a thread. Compiled without spilling; not tuned on a GPU.
-        self.block_p = max(1, min(triton.next_power_of_2(positions), 1024 // self.block_c))
+        self.block_p = max(1, min(triton.next_power_of_2(positions), elements // self.block_c))
         self.channel_blocks = triton.cdiv(self.channels, self.block_c)
         self.splits = triton.cdiv(positions, self.block_p)
 

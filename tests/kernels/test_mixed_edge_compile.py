@@ -13,7 +13,15 @@ from aot import ARCHITECTURES, Report, compile_triton, run_apart
 LAYOUTS = (("fp32", True), ("fp32", False), ("bf16", True))
 DARTS = (3, 3, 1, 4, 3, 3, 2, 4, 5, 5, 1, 4, 5, 5, 2, 4)
 # Pointers to what has the precision of the state; of the rest, what is not float32.
-STATES = {"x_ptr", "g_ptr", "taps_ptr", "filter_ptr", "dx_ptr", "total_ptr", *(f"{letter}{t}" for letter in "yd" for t in range(4))}
+STATES = {
+    "x_ptr",
+    "g_ptr",
+    "taps_ptr",
+    "filter_ptr",
+    "dx_ptr",
+    "total_ptr",
+    *(f"{letter}{t}" for letter in "yd" for t in range(4)),
+}
 BYTES = {"alive_ptr", "winner_ptr"}
 
 
@@ -50,7 +58,11 @@ def compile_one(kernel: Any, constants: dict[str, Any], dtype: str, last: bool, 
 
     kernel_stores_states = kernel.__name__ in ("weighted_sum_kernel", "sums_kernel")
     arguments = {name: pointer(name) for name in kernel.arg_names if name.endswith("_ptr") or name in STATES}
-    shape = {"LAST": last, "BLOCK_P": 64 if last else 1024, "BLOCK_C": 16 if last else 1}
+    from engine.kernels.mixed_edge.launch_group import WINDOW_ELEMENTS
+    from engine.kernels.mixed_edge.triton_sum import ELEMENTS
+
+    elements, block_c = WINDOW_ELEMENTS if "WIDTH" in constants else ELEMENTS, 16 if last else 1
+    shape = {"LAST": last, "BLOCK_P": elements // block_c, "BLOCK_C": block_c}
     return compile_triton(kernel, arguments, {**constants, **shape}, arch, aligned=["channels", "positions"])
 
 

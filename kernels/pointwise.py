@@ -1,0 +1,200 @@
+"""Convolutions of an edge group: every branch's 1x1, or its pair 1xk and kx1, in one product with the statistics of its output.
+
+    y[b, n, o, p] = sum_{i, t} x[b, n, i, s p + t - (k - 1) / 2] w[b, o, i, t]      (t along one axis; 1x1: k = 1)
+    mean[b, g, o], var[b, g, o] over the samples n of group g and the positions p of y
+
+for B branches, each with its own input and weight, and G groups (tasks or candidates) of N / G consecutive samples. A
+normalisation behind such a convolution then needs no pass of its own over y to find its statistics. With groups = N they are
+those of single samples, from which group normalisation's follow: the mean of the channels' means, and of their variances plus
+the variance of those means.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.kernels.transforms import is_transformed
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Normalisable(NamedTuple):
+    """``y`` (B, N, O, H', W') in channels_last order, and ``mean`` and biased ``variance`` (B, G, O), float32 or float64."""
+
+    y: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def grouped_pointwise(x: Tensor, weight: Tensor, *, groups: int = 1) -> Normalisable:
+    """The 1x1 convolutions of B branches, with the statistics of their outputs.
+
+    Args:
+        x: (B, N, I, H, W), of any strides (channels_last samples are read best); branches that share an input are an expanded
+            axis, which is not copied.
+        weight: (B, O, I).
+        groups: G, dividing N.
+
+    Returns:
+        See :class:`Normalisable`; differentiable twice in all three parts. Costs B N H W O I multiply-adds; on a GPU with Triton
+        one launch, and a small one that joins the statistics of its programs in float64 (repeated runs give the same bits).
+        The CPU runs one batched product and reads its output twice.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.
+    """
+    if weight.ndim != 3:
+        raise ValueError(f"weight: expected (B, O, I), got {tuple(weight.shape)}")
+    return _convolve(x, weight[..., None, None], 1, groups)
+
+
+def grouped_pair(x: Tensor, first: Tensor, second: Tensor, *, stride: int = 1, groups: int = 1) -> Normalisable:
+    """A 1xk and then a kx1 convolution ("same" padding) a branch, with the statistics of the second one's output.
+
+    Args:
+        x: (B, N, I, H, W), as for :func:`grouped_pointwise`.
+        first: (B, M, I, 1, k), with ``stride`` along both axes. second: (B, O, M, k', 1). k and k' odd.
+        groups: G, dividing N.
+
+    Returns:
+        See :class:`Normalisable`. The first product's output passes through memory once: to keep it on the chip, every program
+        would have to form k' - 1 more rows of it for all M channels.
+
+    Raises:
+        TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.
+    """
+    for name, weight, place in (("first", first, 3), ("second", second, 4)):
+        if weight.ndim != 5 or weight.shape[place] != 1 or not weight.shape[7 - place] % 2:
+            form = "(B, M, I, 1, k)" if name == "first" else "(B, O, M, k, 1)"
+            raise ValueError(f"{name}: expected {form} with an odd k, got {tuple(weight.shape)}")
+    if stride < 1:
+        raise ValueError(f"stride: expected at least 1, got {stride}")
+    _check(x, first, groups)
+    middle = _convolve(x, first, stride, None)
+    return _convolve(middle.y, second, 1, groups)
+
+
+def convolution_reference(x: Tensor, weight: Tensor, stride: int, groups: int) -> Normalisable:
+    """The module's formula, branch by branch and group by group: weight (B, O, I, kh, kw)."""
+    padding = (weight.shape[3] // 2, weight.shape[4] // 2)
+    y = torch.stack([F.conv2d(image, kernel, None, stride, padding) for image, kernel in zip(x, weight, strict=True)])
+    parts = y.unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
+    return Normalisable(y, parts.mean(3), parts.var(3, correction=0))
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: int, groups: int | None) -> Normalisable:
+    """``groups`` None: no statistics (empty ones)."""
+    _check(x, weight, groups or 1)
+    if x.is_cuda and x.dtype != torch.float64 and find_spec("triton") is not None and not is_transformed():
+        return Normalisable(*_Convolution.apply(x, weight, stride, groups or 0))
+    return Normalisable(*_plain(x, weight, stride, groups or 0))
+
+
+def _plain(x: Tensor, weight: Tensor, stride: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    branches, outputs, _, kh, kw = weight.shape
+    if kh == kw == stride == 1:
+        rows = x.permute(0, 1, 3, 4, 2)
+        y = torch.bmm(rows.flatten(1, 3), weight[..., 0, 0].mT).view(*rows.shape[:-1], outputs)
+    else:
+        every = zip(x.unbind(), weight.unbind(), strict=True)
+        each = [F.conv2d(image, kernel, None, stride, (kh // 2, kw // 2)).movedim(1, -1) for image, kernel in every]
+        y = torch.stack(each) if branches else x.new_zeros(0, len(x), *_sizes(x, stride), outputs)
+    mean, variance = _statistics(y, groups)
+    return y.movedim(-1, 2), mean, variance
+
+
+def _statistics(y: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """y (B, N, H, W, O) -> mean and biased variance (B, G, O), in two passes."""
+    if not groups:
+        mean, variance = (y.new_empty(y.shape[0], 0, y.shape[-1], dtype=statistics_dtype(y)) for _ in range(2))
+        return mean, variance
+    rows = y.to(statistics_dtype(y)).unflatten(1, (groups, -1)).flatten(2, 4)
+    mean = rows.mean(2)
+    return mean, (rows - mean[:, :, None]).square().mean(2)
+
+
+def statistics_dtype(y: Tensor) -> torch.dtype:
+    """Statistics of half precision outputs are float32."""
+    return torch.float64 if y.dtype == torch.float64 else torch.float32
+
+
+class _Convolution(torch.autograd.Function):
+    """x, weight (B, O, I, kh, kw) -> (y, mean, variance) by the operator below; its backward pass is torch's own operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+        y, mean, variance = _operator(x, weight, stride, groups)
+        ctx.save_for_backward(x, weight, y, mean)
+        ctx.stride, ctx.groups = stride, groups
+        return y, mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, y, mean = ctx.saved_tensors
+        grad = grads[0]
+        if ctx.groups:
+            shape = (ctx.groups, y.shape[1] // ctx.groups)
+            count = shape[1] * y.shape[3:].numel()
+            parts = y.unflatten(1, shape)
+            grad_mean, grad_variance, center = (part[:, :, None, :, None, None] for part in (*grads[1:], mean))
+            grad = grad + ((grad_mean + 2 * grad_variance * (parts - center)) / count).flatten(1, 2).to(grad.dtype)
+        padding = [size // 2 for size in weight.shape[3:]]
+        wanted = [*ctx.needs_input_grad[:2], False]
+        found = [
+            torch.ops.aten.convolution_backward(
+                part, image, kernel, None, [ctx.stride] * 2, padding, [1, 1], False, [0, 0], 1, wanted
+            )[:2]
+            for part, image, kernel in zip(grad, x, weight, strict=True)
+        ]
+        gradients = zip(*found, strict=True) if found else [[], []]
+        stacked = [torch.stack(list(part)) if need else None for part, need in zip(gradients, wanted, strict=False)]
+        return *stacked, None, None
+
+
+@torch.library.custom_op("engine::convolution_statistics", mutates_args=(), device_types="cpu")
+def _operator(x: Tensor, weight: Tensor, stride: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _plain(x, weight, stride, groups)
+
+
+@_operator.register_kernel("cuda")
+def _(x: Tensor, weight: Tensor, stride: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    if not x.numel() or not weight.numel():
+        return _plain(x, weight, stride, groups)
+    from engine.kernels.triton_pointwise import launch_convolution
+
+    return launch_convolution(x, weight, stride, groups)
+
+
+@_operator.register_fake
+def _(x: Tensor, weight: Tensor, stride: int, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    high, wide = _sizes(x, stride)
+    y = x.new_empty(x.shape[0], x.shape[1], high, wide, weight.shape[1]).movedim(-1, 2)
+    mean = x.new_empty(x.shape[0], groups, weight.shape[1], dtype=statistics_dtype(x))
+    return y, mean, torch.empty_like(mean)
+
+
+def _sizes(x: Tensor, stride: int) -> tuple[int, int]:
+    """Height and width of the output of a convolution with "same" padding."""
+    return (x.shape[3] - 1) // stride + 1, (x.shape[4] - 1) // stride + 1
+
+
+def _check(x: Tensor, weight: Tensor, groups: int) -> None:
+    for name, tensor in (("x", x), ("weight", weight)):
+        if tensor.dtype not in DTYPES or tensor.dtype != x.dtype:
+            wanted = ", ".join(str(d) for d in DTYPES) if name == "x" else f"{x.dtype} as x is"
+            raise TypeError(f"{name}: expected {wanted}, got {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor.device != x.device or tensor.layout != torch.strided:
+            raise ValueError(
+                f"{name}: expected strided on {x.device}, got {tensor.layout} {tuple(tensor.shape)} on {tensor.device}"
+            )
+    if x.ndim != 5:
+        raise ValueError(f"x: expected (B, N, I, H, W), got {tuple(x.shape)}")
+    if weight.shape[0] != x.shape[0] or weight.shape[2] != x.shape[2]:
+        raise ValueError(f"weight: expected the B and I of x {tuple(x.shape)}, got {tuple(weight.shape)}")
+    if groups < 1 or x.shape[1] % groups:
+        raise ValueError(f"groups: expected a positive divisor of the {x.shape[1]} samples of x {tuple(x.shape)}, got {groups}")
