@@ -7,8 +7,8 @@ from the class of its options.
 Paired (default): the candidates of a step are compared with the supernet on common weights, common images and a common head,
 drawn by (step, repeat), and the supernet is scored once a repeat. ``faithful`` draws as the published code does: weights once a
 step in PyTorch's default initialisation, images anew for every candidate and repeat, different heads for supernet and
-candidate, thin networks anew for every candidate (reference note, sections 3 to 6 and 8); a score that is not ``ok`` ranks last
-in both modes, where the published code would let a negative condition number win.
+candidate, thin networks anew for every candidate (reference note, sections 3 to 6 and 8). Paired, a score that is not ``ok``
+ranks last; ``faithful`` has the published special values, so that a negative condition number wins and NaN counts as 100000.
 """
 
 from __future__ import annotations

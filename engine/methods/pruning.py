@@ -110,7 +110,8 @@ class Pruning:
 
     Statuses: a removal with a score that is not ``ok`` in some repeat ranks last in that metric (its drop is infinite) and is
     pruned after all others whatever its sum: what breaks a score when removed is important. A repeat in which a supernet
-    score is not ``ok``, or is zero, says nothing and is left out; none left is a :class:`NumericalError`.
+    score is not ``ok``, or is zero, says nothing and is left out; none left is a :class:`NumericalError`. ``faithful`` takes
+    every finite value for what it is, as the published code does, which has numbers for broken scores (section 4).
     """
 
     nodes: tuple[tuple[tuple[int, ...], ...], ...]
@@ -212,7 +213,7 @@ class Pruning:
             if candidate not in drops or record.repeat in seen[candidate]:
                 raise ValueError(f"records: {tuple(candidate)} in repeat {record.repeat} is repeated or was not asked for")
             seen[candidate].add(record.repeat)
-            if all(record.supernet[name].ok and record.supernet[name].value != 0 for name in self.metrics):
+            if all(self._usable(record.supernet[name]) and record.supernet[name].value != 0 for name in self.metrics):
                 drops[candidate][record.repeat] = tuple(self._drop(record, name) for name in self.metrics)
         if any(not seen[candidate] or seen[candidate] != seen[candidates[0]] for candidate in candidates):
             raise ValueError("records: the candidates were not all scored in the same repeats")
@@ -224,9 +225,12 @@ class Pruning:
                 )
         return drops
 
+    def _usable(self, score: Score) -> bool:
+        return score.ok or (self.faithful and math.isfinite(score.value))
+
     def _drop(self, record: Record, name: str) -> float:
         before, after = record.supernet[name], record.ablated[name]
-        if not after.ok:
+        if not self._usable(after):
             return -math.inf
         drop = METRICS[name] * (before.value - after.value) / before.value
         return round(drop, self.precision) if self.faithful else drop

@@ -49,6 +49,7 @@ class Scorer:
                 seed=options.seed,
                 condition=self._condition,
                 kaiming=kaiming,
+                published=options.faithful,
                 dtype=torch.float64 if options.dtype == "float64" else torch.float32,
                 device=options.device,
             )
@@ -98,10 +99,9 @@ class Scorer:
         own: Address = (step, *candidate)
         images: Address = (*own, repeat)
         alive, origin = torch.tensor(state.alive), torch.tensor(state.origin)
-        supernet = self.scores(
-            alive.unsqueeze(0), (step,), (*images, "supernet"), images, own, kernel_alive=origin.unsqueeze(0)
-        )[0]
-        ablated = self.scores(without(alive, [candidate]), (step,), (*images, "ablated"), images, own)[0]
+        heads: tuple[Address, Address] = ((*images, "supernet"), (*images, "ablated"))
+        (supernet,) = self.scores(alive.unsqueeze(0), (step,), heads[0], images, own, kernel_alive=origin.unsqueeze(0))
+        (ablated,) = self.scores(without(alive, [candidate]), (step,), heads[1], images, own)
         return supernet, ablated
 
     def scores(

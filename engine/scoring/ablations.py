@@ -7,13 +7,13 @@ each group of N with its own mixture; kernels are block-diagonal and never compa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from engine.runs.streams import stream
-from engine.scoring.condition import condition_number
+from engine.scoring.condition import PUBLISHED_NAN, condition_number, published_condition
 from engine.scoring.kernels import gram
 from engine.scoring.regions import linear_regions
 from engine.scoring.result import Score
@@ -45,6 +45,9 @@ class KernelScorer:
         seed: seed of every draw.
         condition: turns a :class:`KernelPair` into the kernels whose condition numbers count, (G, R, R).
         kaiming: the initialisation, see :func:`engine.spaces.supernet.initialise`.
+        published: condition numbers with the special values of the published code, negative ones and all, see
+            :func:`engine.scoring.condition.published_condition`; where Theta is the head's part alone (every gradient of the body
+            is zero), the number is 100000 too.
     """
 
     def __init__(
@@ -58,10 +61,11 @@ class KernelScorer:
         seed: int,
         condition: Callable[[KernelPair], Tensor],
         kaiming: bool = True,
+        published: bool = False,
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
-        self.seed, self.condition, self.kaiming = seed, condition, kaiming
+        self.seed, self.condition, self.kaiming, self.published = seed, condition, kaiming, published
         model = Supernet(space, cells=cells, channels=channels, outputs=outputs, channels_in=channels_in)
         self.model = model.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._drawn: tuple[Address, Address] | None = None
@@ -87,7 +91,12 @@ class KernelScorer:
 
     def scores(self, pair: KernelPair) -> list[Score]:
         """Condition number of each architecture's kernel."""
-        found = condition_number(self.condition(pair).cpu())
+        kernels = self.condition(pair).cpu()
+        if self.published:
+            dead = [torch.allclose(theta, nngp) for theta, nngp in zip(pair.theta, pair.nngp, strict=True)]
+            numbers = published_condition(kernels)
+            return [replace(score, value=PUBLISHED_NAN) if zero else score for score, zero in zip(numbers, dead, strict=True)]
+        found = condition_number(kernels)
         return found if isinstance(found, list) else [found]
 
 

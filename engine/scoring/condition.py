@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.scoring.result import Score
 
 MAX_ASYMMETRY = 1e-6
+PUBLISHED_NAN = 100000.0
 NONFINITE = Score(math.nan, "nonfinite", "condition_number")
 
 
@@ -44,6 +45,28 @@ def condition_number(kernel: Tensor, *, floor: float | None = None) -> Score | l
     extremes = zip(finite.tolist(), eigenvalues[:, 0].tolist(), eigenvalues[:, -1].tolist(), strict=True)
     scores = [_score(smallest, largest, epsilon, floor) if usable else NONFINITE for usable, smallest, largest in extremes]
     return scores if batched else scores[0]
+
+
+def published_condition(kernel: Tensor) -> list[Score]:
+    """The condition numbers of kernels (B, n, n) as MetaNTK-NAS's code computes them (reference note, section 4).
+
+    For ``--faithful``. The largest eigenvalue divided by the smallest, whatever its sign: a smallest one that rounding made
+    negative gives a negative number, which ranks as excellent. Infinity becomes the largest float64, NaN becomes
+    :data:`PUBLISHED_NAN`, so all values are finite; the statuses are those of :func:`condition_number`.
+    """
+    scores = []
+    for matrix, sound in zip(kernel.double(), _listed(condition_number(kernel)), strict=True):
+        if sound.status == "nonfinite":
+            scores.append(Score(PUBLISHED_NAN, "nonfinite", sound.name))
+            continue
+        eigenvalues = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+        value = float((eigenvalues[-1] / eigenvalues[0]).nan_to_num(PUBLISHED_NAN))
+        scores.append(Score(value, sound.status, sound.name))
+    return scores
+
+
+def _listed(found: Score | list[Score]) -> list[Score]:
+    return found if isinstance(found, list) else [found]
 
 
 def _score(smallest: float, largest: float, epsilon: float, floor: float | None) -> Score:

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -146,4 +147,18 @@ def test_the_plan_names_the_protocol(capsys: Any) -> None:
     assert main(["search", "anil", "--dry-run", "--preset", "omniglot", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "30000 outer steps of 4 tasks" in out
-    assert "1000 tasks, 3 inner steps" in out
+    assert "1000 tasks of the test classes, 3 inner steps" in out
+
+
+def test_other_data_is_tested_too(tmp_path: Path, capsys: Any) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (60, 12, 12), dtype=np.uint8)
+    labels, split = np.arange(60) % 6, np.array(["val"] * 6)
+    np.savez(tmp_path / "other.npz", images=images, labels=labels, split=split)
+    np.savez(tmp_path / "colour.npz", images=np.stack([images] * 3, -1), labels=labels, split=split)
+    words = ["--test-split", "val", "--shots", "2", "--also-test"]
+    assert search("maml", tmp_path / "run", *words, f"npz:{tmp_path}/other.npz") == 0
+    found = result(tmp_path / "run")
+    assert [row[0] for row in found["tables"][0]["rows"]] == ["digits", f"npz:{tmp_path}/other.npz"]
+    assert "val classes" in found["protocol"]
+    assert search("maml", tmp_path / "wrong", *words, f"npz:{tmp_path}/colour.npz") == 2
+    assert "has 3 channels, digits has 1" in capsys.readouterr().err

@@ -121,6 +121,17 @@ def test_faithful_mode_runs_and_scores_supernets_for_every_candidate(tmp_path):
     assert len(set(first)) == len(first), "every published comparison has its own images and heads"
 
 
+def test_faithful_numbers_where_no_gradient_reaches_the_body():
+    """Reference note, section 4: a Theta that is the head's part alone counts as 100000."""
+    options = MetaNTKNASOptions(device="cpu", width=2, cells=2, faithful=True)
+    scorer = Scorer(options, FEW_SHOT, load_images(options))
+    alive = torch.tensor(FEW_SHOT.alive())
+    dead = torch.zeros_like(alive)
+    scores = scorer.scores(torch.stack([alive, dead]), (0,), (0,), (0,), (0,))
+    assert scores[0]["condition"].ok
+    assert scores[1]["condition"].value == 100000.0
+
+
 def test_paired_mode_scores_the_supernet_once_a_repeat(tmp_path):
     out = search(tmp_path / "run")
     lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]

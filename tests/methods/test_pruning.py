@@ -150,8 +150,9 @@ def test_the_order_of_repeats_matters_only_where_it_did_in_the_published_code() 
         assert [row.ranks["condition"] for row in rows] == ranks
 
 
-@pytest.mark.parametrize("faithful", [False, True])
-@pytest.mark.parametrize("bad", [BAD, Score(math.nan, "nonfinite"), Score(1.0, "clamped")])
+@pytest.mark.parametrize(
+    ("bad", "faithful"), [(BAD, False), (BAD, True), (Score(math.nan, "nonfinite"), False), (Score(1.0, "clamped"), False)]
+)
 def test_a_removal_that_breaks_a_score_is_pruned_last(bad: Score, faithful: bool) -> None:
     rule = Pruning((((0,),),), faithful=faithful)
     state = rule.start([[[True] * 4]])
@@ -165,6 +166,17 @@ def test_a_removal_that_breaks_a_score_is_pruned_last(bad: Score, faithful: bool
     assert decision.rows[-1].drops["condition"] == -math.inf
     assert decision.rows[-1].ranks["condition"] == max(row.ranks["condition"] for row in decision.rows)
     assert decision.pruned == (a,)
+
+
+@pytest.mark.parametrize(("value", "winner"), [(-1e8, "second"), (100000.0, "first")])
+def test_faithful_takes_the_published_numbers_of_broken_scores(value: float, winner: str) -> None:
+    """A condition number that rounding made negative is the largest drop of all and wins; NaN's 100000 loses."""
+    paired, state, candidates = one_edge(2)
+    broken = Score(value, "singular" if value < 0 else "nonfinite")
+    scored = records({candidates[0]: [(150.0, 900.0)], candidates[1]: [(broken, 900.0)]})
+    faithful = Pruning(paired.nodes, faithful=True).decide(state, scored)
+    assert faithful.pruned == (candidates[("first", "second").index(winner)],)
+    assert paired.decide(state, scored).pruned == (candidates[0],), "a sound ranking is not impressed"
 
 
 def test_a_repeat_without_a_good_supernet_is_left_out() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.runs.streams import stream
-from engine.scoring.condition import condition_number
+from engine.scoring.condition import PUBLISHED_NAN, condition_number, published_condition
 from engine.scoring.meta import metantk
 from engine.scoring.result import STATUSES, Score
 
@@ -170,3 +170,15 @@ def test_scores_check_themselves() -> None:
     with pytest.raises(ValueError, match=r"best"):
         Score(1.0).rank_key("lowest")  # type: ignore[arg-type]
     assert float(Score(2)) == 2.0
+
+
+def test_published_special_values() -> None:
+    """Reference note, section 4: a negative smallest eigenvalue keeps its sign, NaN counts as 100000, infinity as the largest."""
+    nan = torch.full((2, 2), math.nan, dtype=torch.float64)
+    zero = torch.zeros(2, 2, dtype=torch.float64)
+    rank_one = torch.diag(torch.tensor([0.0, 2.0], dtype=torch.float64))
+    found = published_condition(torch.stack([with_spectrum([2.0, 8.0]), with_spectrum([-1e-3, 5.0]), nan, zero, rank_one]))
+    assert [score.value for score in found] == pytest.approx(
+        [4.0, -5000.0, PUBLISHED_NAN, PUBLISHED_NAN, math.nextafter(math.inf, 0)]
+    )
+    assert [score.status for score in found] == ["ok", "singular", "nonfinite", "singular", "singular"]
