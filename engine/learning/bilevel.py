@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -27,8 +28,8 @@ class FlatNetwork:
         self.start = self.layout.pack({name: p.detach() for name, p in parameters.items()})
         self._model = model.requires_grad_(False)
 
-    def __call__(self, w: Tensor, x: Tensor, mixture: Mixture) -> Tensor:
-        """Weights (P,), images (B, C, H, W) and a mixture -> logits (B, K)."""
+    def __call__(self, w: Tensor, x: Tensor, mixture: Mixture) -> Any:
+        """Weights (P,), images (B, C, H, W) and a mixture -> what the module makes of them, such as logits (B, K)."""
         return functional_call(self._model, self.layout.views(w), (x, mixture))
 
 

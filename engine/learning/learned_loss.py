@@ -132,5 +132,6 @@ def descent_tangent(logits: Tensor, labels: Tensor, parameters: Sequence[Tensor]
 def cosine_to_cross_entropy(network: LossNetwork, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """cos(dL_phi/dz, dH/dz) of a batch: 1 is cross-entropy up to its scale, -1 is its ascent."""
     z = logits.detach().requires_grad_(True)
-    slopes = [torch.autograd.grad(value, z)[0].flatten() for value in (network(phi, z, labels), F.cross_entropy(z, labels))]
-    return F.cosine_similarity(*slopes, dim=0)
+    learned = torch.autograd.grad(network(phi, z, labels), z)[0]
+    gold = torch.autograd.grad(F.cross_entropy(z, labels), z)[0]
+    return F.cosine_similarity(learned.flatten(), gold.flatten(), dim=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.data import ImageSet, horizontal_flip, load, normalise, random_crop
 from engine.errors import ConfigurationError
-from engine.methods.darts_options import DartsOptions
+from engine.methods.darts_options import FamilyOptions
 from engine.runs.streams import stream
 
 # Sets in which the mirror image of a picture belongs to another class or to none.
@@ -32,7 +32,7 @@ class Halves:
     of the training classes are halved, class by class, at random by address.
     """
 
-    def __init__(self, options: DartsOptions) -> None:
+    def __init__(self, options: FamilyOptions) -> None:
         data = load_set(options)
         self.data = data.to(options.device)
         self.classes = len(data.classes("train"))
@@ -51,16 +51,17 @@ class Halves:
         """Batches of an epoch."""
         return len(self.train) // self.size
 
-    def training(self, epoch: int, step: int) -> Batch:
-        """One batch of a pass over the training half in an order of its own."""
-        order = torch.randperm(len(self.train), generator=stream(self.seed, "train-order", epoch))
+    def training(self, epoch: int, step: int, reader: str = "main") -> Batch:
+        """One batch of a pass over the training half, in an order of the epoch and of the model that reads it."""
+        order = torch.randperm(len(self.train), generator=stream(self.seed, "train-order", reader, epoch))
         chosen = self.train[order[step * self.size : (step + 1) * self.size]]
-        return self._augmented(chosen, stream(self.seed, "train-augment", epoch, step))
+        return self._augmented(chosen, stream(self.seed, "train-augment", reader, epoch, step))
 
-    def validating(self, epoch: int, step: int) -> Batch:
-        """A batch of the validation half, drawn afresh for every step, as the published code does."""
-        drawn = torch.randperm(len(self.validation), generator=stream(self.seed, "validation-batch", epoch, step))[: self.size]
-        return self._augmented(self.validation[drawn], stream(self.seed, "validation-augment", epoch, step))
+    def validating(self, epoch: int, step: int, reader: str = "main") -> Batch:
+        """A batch of the validation half, drawn afresh for every step and reader, as the published code does."""
+        address = (reader, epoch, step)
+        drawn = torch.randperm(len(self.validation), generator=stream(self.seed, "validation-batch", *address))[: self.size]
+        return self._augmented(self.validation[drawn], stream(self.seed, "validation-augment", *address))
 
     def plain_validation(self) -> Iterator[Batch]:
         """The validation half as it is, in equal batches; what does not fill one is left out."""
@@ -80,7 +81,7 @@ class Halves:
         return Batch(normal.contiguous(memory_format=torch.channels_last), labels)
 
 
-def load_set(options: DartsOptions) -> ImageSet:
+def load_set(options: FamilyOptions) -> ImageSet:
     """The set at the resolution of the search."""
     data = load(options.data, options.data_root, options.size, splits=("train", "val"))
     height, width = data.images.shape[-2:]
@@ -88,7 +89,7 @@ def load_set(options: DartsOptions) -> ImageSet:
     return data if (height, width) == (size, size) else data.resized(size)
 
 
-def _halves(data: ImageSet, options: DartsOptions) -> tuple[Tensor, Tensor]:
+def _halves(data: ImageSet, options: FamilyOptions) -> tuple[Tensor, Tensor]:
     if data.sample_splits and "val" in data.sample_splits:
         halves = data.sample_splits["train"], data.sample_splits["val"]
     else:
@@ -105,6 +106,6 @@ def _halves(data: ImageSet, options: DartsOptions) -> tuple[Tensor, Tensor]:
     return _some(halves[0], options, "train"), _some(halves[1], options, "validation")
 
 
-def _some(half: Tensor, options: DartsOptions, which: str) -> Tensor:
+def _some(half: Tensor, options: FamilyOptions, which: str) -> Tensor:
     order = torch.randperm(len(half), generator=stream(options.seed, "some-images", which))
     return half[order[: options.images]]

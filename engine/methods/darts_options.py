@@ -23,8 +23,8 @@ DARTS_PRESETS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class DartsOptions(SearchOptions):
-    """DARTS: gradient descent on a softmax over operations. --faithful is --hessian finite-difference."""
+class FamilyOptions(SearchOptions):
+    """What every search of the DARTS family takes."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DARTS_PRESETS
 
@@ -44,8 +44,6 @@ class DartsOptions(SearchOptions):
     """Images of a step; an epoch leaves out what does not fill one."""
     epochs: int = 50
     """Passes over the training half."""
-    order: Literal["first", "second"] = "second"
-    """Whether architecture gradients see the step of the weights (second) or hold them (first)."""
     hessian: Literal["exact", "finite-difference"] = "exact"
     """How the second order is computed: a Hessian-vector product, or the published quotient of differences."""
     interval: int = 1
@@ -92,3 +90,52 @@ class DartsOptions(SearchOptions):
     def resolution(self, native: int) -> int:
         """Side of the images that the search sees, for a set whose own images have the side ``native``."""
         return min(native, NATIVE_LIMIT) if self.size is None else self.size
+
+
+@dataclass(frozen=True)
+class DartsOptions(FamilyOptions):
+    """DARTS: gradient descent on a softmax over operations. --faithful is --hessian finite-difference."""
+
+    order: Literal["first", "second"] = "second"
+    """Whether architecture gradients see the step of the weights (second) or hold them (first)."""
+
+
+# Tables 26 to 29 say 30 epochs, 0.1 for lambda and batches of 32; section 4 of the text agrees for DARTS.
+TETLO_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32},
+    "small": {**_SMALL, "data": "cifar10"},
+}
+
+
+@dataclass(frozen=True)
+class TetloOptions(FamilyOptions):
+    """TETLO: an auxiliary model learns from the main one which images are alike. --faithful is --hessian finite-difference."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = TETLO_PRESETS
+
+    batch: int = 32
+    """Images of a step; an epoch leaves out what does not fill one."""
+    epochs: int = 30
+    """Passes over the training half."""
+    interval: int = 5
+    """Weight steps for each architecture step."""
+    base: Literal["darts1st", "darts2nd"] = "darts2nd"
+    """Search to build on: with darts1st the main validation loss does not see the main model's step; the transfer does."""
+    lam: float = 0.1
+    """Weight lambda of the similarities in the auxiliary model's loss; 0.1 in the paper's text, 0.5 in its tables 27 and 29."""
+    gamma: float = 1.0
+    """Weight of the auxiliary model's validation loss."""
+    pairs: int = 300
+    """Quadruples of images of a batch whose similarities are compared."""
+    similarity: Literal["sum", "mean"] = "sum"
+    """How the quadruples' terms are put together: the paper's sum, or a mean, which makes lambda independent of --pairs."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(0, "lam", "gamma")
+        self._at_least(1, "pairs")
+        self._at_least(2, "cells")
+        possible = self.batch * (self.batch - 1) // 2
+        if possible < self.pairs:
+            raise ConfigurationError(f"--batch: {self.batch} images make {possible} pairs, fewer than --pairs {self.pairs}")

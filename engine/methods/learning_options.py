@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from engine.data.names import check_name
 from engine.errors import ConfigurationError
-from engine.methods.options import RunOptions
+from engine.methods.options import RunOptions, flag
 
 _LONG = {"iterations": 30_000, "validate_every": 1000, "validation_tasks": 200, "test_tasks": 1000, "batch": 4}
 _OMNIGLOT = {**_LONG, "data": "omniglot", "network": "5-mlp", "size": 28, "inner_rate": 0.4, "test_steps": 3, "warmup": 1000}
@@ -89,6 +90,10 @@ class LearningOptions(RunOptions):
     """Tasks of a validation; 0 for none. Tasks of the classes `val`, never used to choose a model."""
     test_tasks: int = 400
     """Tasks of the test at the end."""
+    test_split: Literal["test", "val"] = "test"
+    """Classes of the test; val where the test classes are not at hand, and then nothing is validated on them before."""
+    also_test: str = ""
+    """Other data sets, separated by commas, whose classes are tested too: how well learning carries over."""
     statistics: Literal["transductive", "support"] = "transductive"
     """What BatchNorm takes its statistics of in validation and test: all queries of the task, as published, or the support."""
 
@@ -100,7 +105,14 @@ class LearningOptions(RunOptions):
         self._at_least(0, "iterations", "warmup", "validation_tasks")
         for name in ("inner_rate", "outer_rate_adamw", "outer_rate_sgd"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"--{name.replace('_', '-')} must be above 0 and finite, got {getattr(self, name)}")
+                raise ConfigurationError(f"{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
+        for name in self.others:
+            check_name(name)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The names in ``also_test``."""
+        return tuple(name.strip() for name in self.also_test.split(",") if name.strip())
 
     @property
     def query_shots(self) -> int:

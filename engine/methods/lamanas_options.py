@@ -1,0 +1,68 @@
+"""The options of LAMANAS. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from engine.errors import ConfigurationError
+from engine.methods.metanas_options import MetaNASOptions
+
+LAMANAS_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "small": {"meta_epochs": 40, "meta_batch": 4, "channels": 8, "eval_tasks": 20, "test_steps": 20, "eval_every": 20},
+    # Reference note, section 5.
+    "published": {
+        "data": "omniglot",
+        "ways": 20,
+        "shots": 5,
+        "train_shots": 15,
+        "meta_epochs": 200,
+        "meta_batch": 10,
+        "channels": 28,
+        "rate": 5e-3,
+        "architecture_rate": 5e-3,
+        "t_min": 0.05,
+        "drop_path": 0.2,
+        "test_steps": 50,
+        "test_architecture_steps": 50,
+        "eval_tasks": 125,
+        "loss_meta_rate": 0.001,
+    },
+}
+
+
+@dataclass(frozen=True)
+class LamanasOptions(MetaNASOptions):
+    """LAMANAS: MetaNAS whose tasks are learned with a loss network that is meta-learned too.
+
+    --meta-learner reptile is the paper's Algorithm 2, maml its Algorithm 1. --faithful is the published code, in which the loss
+    network stays as it was drawn, besides what --faithful is for metanas.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = LAMANAS_PRESETS
+
+    warm_up: int = 0
+    """Meta-updates at the start that leave the architecture alone."""
+    loss: Literal["fnn", "lstm", "cross-entropy"] = "fnn"
+    """What tasks are learned with: a feed-forward or a recurrent loss network, or plain cross-entropy (Table 1's baseline)."""
+    residual: bool = True
+    """Add the batch's cross-entropy to a hidden layer of the loss network."""
+    proxy: Literal["mse", "inner-product"] = "inner-product"
+    """What the loss network is to do: equal the cross-entropy (Eq. 7), or have gradients that descend it (Eq. 8)."""
+    loss_rate: float = 0.01
+    """Adam's learning rate of the loss network, one step a task."""
+    loss_meta_rate: float = 1.0
+    """Meta learning rate of the loss network; 0.001 is published, which moves it by 1e-5 a meta-update."""
+    loss_at_test: Literal["fixed", "step"] = "fixed"
+    """In a test task the loss network stays (paper), or takes its step after the last inner step (code), which only the reported
+    loss of the queries can show."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(0, "loss_rate", "loss_meta_rate")
+        if self.meta_learner == "fomaml":
+            raise ConfigurationError("--meta-learner: fomaml gives the loss network no gradient; use reptile or maml")
+        if not self.searches and self.proxy == "inner-product" and self.loss != "cross-entropy":
+            raise ConfigurationError("--proxy: inner-product is for --network search; use mse")
