@@ -17,9 +17,11 @@ from engine.benchmarks.outcome import benchmark_lines, check_benchmark, open_ben
 from engine.cli import run_command
 from engine.data.names import SETS, check_name
 from engine.errors import ConfigurationError, MissingDataError
-from engine.methods.options import CellOptions, RunOptions
+from engine.evaluation.options import PRESETS
+from engine.evaluation.registry import TRAIN
+from engine.methods.options import CellOptions, RunOptions, suggestion
 from engine.methods.registry import SEARCH, Command, Method
-from engine.runs.config import choose, free_directory, resolve, restarted, to_toml
+from engine.runs.config import CONFIG_NAME, choose, free_directory, resolve, restarted, to_toml
 from engine.runs.distribution import Ranks, joined, world_size
 from engine.spaces.space import get_space
 
@@ -43,7 +45,7 @@ def start(command: Command, argv: Sequence[str]) -> int:
         if ranks.share("finished", finished):
             if ranks.lead:
                 print(f"{options.out} is finished already; nothing is left to do")
-            return 0
+            return _train_found(options) if ranks.lead else 0
         options = replace(options, device=usable_device(options.device))
         if options.dry_run:
             return _print_plan(method, options) if ranks.lead else 0
@@ -58,6 +60,8 @@ def check_sharing(method: Method, options: RunOptions) -> None:
         raise ConfigurationError(f"{method.name} computes in one process; start it without torchrun")
     if options.out is None:
         raise ConfigurationError("--out: give the run directory, so that a restarted group of ranks finds it")
+    if isinstance(options, CellOptions) and options.then_train is not None:
+        raise ConfigurationError("--then-train computes in one process; search with torchrun, then start engine train without it")
 
 
 def check_inputs(options: RunOptions) -> None:
@@ -66,6 +70,10 @@ def check_inputs(options: RunOptions) -> None:
     if isinstance(options, CellOptions):
         get_space(options.space)
         check_benchmark(options)
+        if options.then_train is not None and options.then_train not in PRESETS:
+            raise ConfigurationError(
+                f"--then-train: unknown preset {options.then_train!r}; {suggestion(options.then_train, PRESETS)}"
+            )
     if options.data_root is not None and not Path(options.data_root).expanduser().is_dir():
         how = SETS[options.data].how_to_get if options.data in SETS else ""
         remedy = f"name the folder that holds {options.data}; to get it: {how}" if how else "leave it out or name a folder"
@@ -144,7 +152,20 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
             result = with_benchmark(result, table)
             _leave(run, method, options, result)
             print(*benchmark_lines(result), f"{method.name} on {options.data}: see {out / 'report.html'}", sep="\n")
-    return 0
+    return _train_found(replace(options, out=str(out))) if ranks.lead else 0
+
+
+def _train_found(options: RunOptions) -> int:
+    """Train and test what the search in ``options.out`` has found, where the options ask for it, or go on with that."""
+    if not isinstance(options, CellOptions) or options.then_train is None:
+        return 0
+    out = Path(f"{options.out}-train")
+    words = ["rfs", "--network", str(options.out), "--preset", options.then_train, "--data", options.data, "--out", str(out)]
+    words += ["--seed", str(options.seed), "--device", options.device, "--threads", str(options.threads)]
+    words += ["--data-root", options.data_root] if options.data_root else []
+    words += ["--quiet"] if options.quiet else []
+    words += ["--resume"] if (out / CONFIG_NAME).is_file() else []
+    return start(TRAIN, words)
 
 
 def check_agreement(method: Method, options: RunOptions, ranks: Ranks) -> None:

@@ -13,6 +13,7 @@ import torch
 from engine import Genotype, build_network
 from engine.cli import main
 from engine.evaluation import few_shot, training
+from engine.evaluation.options import PRESETS
 from engine.methods.random_search import draw
 from engine.spaces.space import FEW_SHOT
 
@@ -128,6 +129,24 @@ def test_bad_inputs_leave_nothing(
 def test_a_diverging_training_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--out", "a", "--rate", "1e30", "--warmup", "0") == 4
     assert "lower --rate" in capsys.readouterr().err
+
+
+def test_a_search_then_trains_what_it_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "tiny", {"steps": 3, "batch": 16, "tasks": 20, "tests": "5w1s"})
+    words = ["search", "random", "--out", "s", "--device", "cpu", "--quiet", "--then-train", "tiny"]
+    assert main(words) == 0
+    assert json.loads((place / "s-train/result.json").read_text())["network"] == "s"
+    assert (place / "s/genotype.json").read_bytes() == (place / "s-train/genotype.json").read_bytes()
+    assert "then_train" not in (place / "s/config.toml").read_text()
+    (place / "s-train/result.json").unlink()
+    assert main([*words, "--resume"]) == 0
+    assert (place / "s-train/result.json").exists()
+    capsys.readouterr()
+    assert main(["search", "random", "--out", "t", "--then-train", "tinny"]) == 2
+    assert "did you mean 'tiny'" in capsys.readouterr().err
+    assert not (place / "t").exists()
 
 
 def test_dry_run_and_help(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

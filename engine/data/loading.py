@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.data.building import Request
 from engine.data.image_set import ImageSet
 from engine.data.names import SETS, SPLITS, check_name
-from engine.data.readers import arrays, cifar, class_folders, digits, few_shot_pickles, imagenet, omniglot
+from engine.data.readers import arrays, cifar, class_folders, digits, few_shot_pickles, flowers, imagenet, omniglot
 from engine.data.rotations import with_rotations
 from engine.errors import ConfigurationError, MissingDataError
 
@@ -26,7 +26,7 @@ LAYOUTS: dict[str, tuple[Reader, ...]] = {
     "fc100": (class_folders.read, few_shot_pickles.read, cifar.regrouped),
     "cub": (class_folders.read,),
     "aircraft": (class_folders.aircraft_lists, class_folders.read),
-    "vgg-flower": (class_folders.read,),
+    "vgg-flower": (flowers.read, class_folders.read),
     "cars": (class_folders.read,),
     "imagenet": (imagenet.read,),
 }

@@ -105,7 +105,8 @@ SETS: dict[str, SetInfo] = {
     "vgg-flower": SetInfo(
         "VGG Flowers 102, 84x84, 71/15/16 classes",
         ("vgg-flower", "vgg_flower", "vgg_flowers", "flowers102"),
-        "102flowers.tgz of www.robots.ox.ac.uk/~vgg/data/flowers/102, sorted into class folders named 1 to 102 (or 001.name)",
+        "102flowers.tgz (unpacked: jpg/) and imagelabels.mat of www.robots.ox.ac.uk/~vgg/data/flowers/102, or class folders "
+        "named 1 to 102 (or 001.name)",
         84,
     ),
     "cars": SetInfo(
@@ -117,7 +118,8 @@ SETS: dict[str, SetInfo] = {
     "imagenet": SetInfo(
         "ImageNet-1k, 224x224; per class 10 % of the training images are train and 2.5 % val, the official val part is test",
         ("imagenet", "ImageNet", "ILSVRC2012", "ILSVRC/Data/CLS-LOC"),
-        "class folders train/<class>/*.JPEG and val/<class>/*.JPEG made from the archives of image-net.org",
+        "class folders train/<class>/*.JPEG made from the archives of image-net.org, and val/<class>/*.JPEG, or val/*.JPEG with "
+        "LOC_val_solution.csv or the devkit's ILSVRC2012_validation_ground_truth.txt and meta.mat",
         224,
         IMAGENET_STATISTICS,
     ),

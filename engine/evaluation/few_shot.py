@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 IMAGES = 256  # of a forward pass
 TASKS = 100  # classified side by side
 CONFUSED = 10  # pairs of classes that a result lists
+LEAST = 30  # queries that make a share worth listing
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,9 +160,9 @@ class Confusion:
         """The pairs of different classes with the highest share of wrong answers, the first of equals in the order of the
         classes.
 
-        Pairs that fewer than ten queries could have confused are left out.
+        Pairs that fewer than :data:`LEAST` queries could have confused are left out.
         """
-        share = torch.where(self.met >= 10, self.taken / self.met.clamp(min=1), 0.0).view(self.classes, self.classes)
+        share = torch.where(self.met >= LEAST, self.taken / self.met.clamp(min=1), 0.0).view(self.classes, self.classes)
         share.fill_diagonal_(0.0)
         order = share.flatten().argsort(descending=True, stable=True)[:CONFUSED].tolist()
         places = [divmod(place, self.classes) for place in order]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
 from engine.evaluation.options import NetworkOptions
+from engine.evaluation.published import GENOTYPES, KNOWN
 from engine.evaluation.reference import res3, res5
 from engine.methods.options import suggestion
 from engine.spaces.genotype import Genotype
@@ -41,12 +42,14 @@ def find_genotype(name: str, directory: Path) -> Genotype | None:
     """
     if name in REFERENCES:
         return None
+    if name in GENOTYPES:
+        return GENOTYPES[name]
     for path in (directory / "genotype.json", Path(name), Path(name) / "genotype.json"):
         if path.is_file():
             return Genotype.load(path)
     if Path(name).is_dir():
         raise ConfigurationError(f"--network: {name} holds no genotype.json; name a run that found a genotype")
-    raise ConfigurationError(f"--network: {name!r} is no file, run directory or known network; {suggestion(name, REFERENCES)}")
+    raise ConfigurationError(f"--network: {name!r} is no file, run directory or known network; {suggestion(name, KNOWN)}")
 
 
 def make_network(

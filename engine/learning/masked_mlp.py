@@ -34,6 +34,7 @@ def mlp_batch(problem: Problem, module: nn.Module, network: MaskedNetwork | None
         raise ValueError("problem: of masked parameters only the scores can be learned here; use `automatic` for both")
     memory, prefixes = Workspace(), _prefixes(module)
 
+    @torch.no_grad()
     def run(params: Params, tasks: Task) -> Sums:
         masks = {} if network is None else _masks(network, params, memory)
         layers = [_layer(problem, params, masks, prefix, memory) for prefix in prefixes]

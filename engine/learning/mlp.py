@@ -94,8 +94,9 @@ def meta_gradient(
         first_order: inner gradients are constants.
         workspace: memory that calls share; one call at a time.
 
-    Costs, of a layer without mask and S = 1, two thirds of the products of double automatic differentiation, on all tasks'
-    samples at once; with a mask seven sixths of them, and 3 T O I numbers are held (2 T O I more for every further step).
+    For S = 1 a layer without mask costs three quarters (the first: two thirds) of the products of double automatic
+    differentiation, on all tasks' samples at once; with a mask 13/12 (the first: 7/6) of them, and 3 T O I numbers are held,
+    2 T O I more for every further step.
     """
     memory = Workspace() if workspace is None else workspace
     states = [_start(layer) for layer in layers]

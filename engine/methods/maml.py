@@ -11,8 +11,8 @@ from torch.func import functional_call
 
 from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MAMLOptions
-from engine.methods.meta_result import outcome, protocol
-from engine.methods.meta_training import Learner, draw_network, load_tasks, train
+from engine.methods.meta_result import finish, protocol
+from engine.methods.meta_training import Learner, draw_network, load_others, load_tasks, train
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str
     """Meta-train and test; the result has no genotype."""
     watch = Stopwatch()
     data = load_tasks(options)
+    others = load_others(options, data)
     module, values = draw_network(options, data)
     rates = {name: options.inner_rate for name in values if part_of(name) != options.frozen}
     problem = Problem(
@@ -34,8 +35,7 @@ def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str
     )
     learner = Learner(options, problem, module, values)
     curve, final = train(learner, data, run, stop, progress)
-    test = learner.test(data, "test", options.test_tasks, ())
-    return outcome(learner, final, curve, test, watch.read()[:2])
+    return finish(learner, final, curve, data, others, watch)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:

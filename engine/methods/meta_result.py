@@ -4,45 +4,57 @@ from __future__ import annotations
 
 from typing import Any
 
+from engine.data import ImageSet
 from engine.learning.evaluation import Accuracy
 from engine.methods.learning_options import LearningOptions
 from engine.methods.meta_training import PROTOCOLS, Learner
+from engine.runs.stopwatch import Stopwatch
 
 
-def outcome(
-    learner: Learner, options: LearningOptions, curve: list[dict[str, Any]], test: Accuracy, seconds: tuple[float, float]
+def finish(
+    learner: Learner,
+    options: LearningOptions,
+    curve: list[dict[str, Any]],
+    data: ImageSet,
+    others: dict[str, ImageSet],
+    watch: Stopwatch,
 ) -> dict[str, Any]:
-    """The result of a finished run."""
+    """Test on every data set and say what came of the run."""
+    tests = {
+        name: learner.test(each, options.test_split, options.test_tasks, ())
+        for name, each in {options.data: data, **others}.items()
+    }
     sparsity = learner.sparsity()
-    masked = sum(learner.params[name].numel() for name in sparsity)
-    result = {
-        **test.to_dict(),
+    masked = {"masked_weights": sum(learner.params[name].numel() for name in sparsity), "sparsity": sparsity}
+    seconds, cpu_seconds, _ = watch.read()
+    return {
+        **tests[options.data].to_dict(),
         "protocol": protocol(options),
         "outer_steps": options.iterations,
         "learned_parameters": learner.layout.size,
-        "masked_weights": masked,
-        "sparsity": sparsity,
-        "seconds": seconds[0],
-        "cpu_seconds": seconds[1],
+        **(masked if sparsity else {}),
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "plots": plots(curve),
-        "tables": [table(options, test)],
+        "tables": [table(options, tests)],
     }
-    return result if sparsity else {key: value for key, value in result.items() if key not in ("masked_weights", "sparsity")}
 
 
 def protocol(options: LearningOptions) -> str:
     """How the test was done, in words."""
     steps = options.steps(training=False)
     return (
-        f"{options.ways}-way {options.shots}-shot, {options.query_shots} queries a class, {options.test_tasks} tasks, "
-        f"{steps} inner step{'s' if steps > 1 else ''}, {PROTOCOLS[options.statistics]}; 95 % interval over tasks"
+        f"{options.ways}-way {options.shots}-shot, {options.query_shots} queries a class, {options.test_tasks} tasks of the "
+        f"{options.test_split} classes, {steps} inner step{'s' if steps > 1 else ''}, {PROTOCOLS[options.statistics]}; "
+        "95 % interval over tasks"
     )
 
 
-def table(options: LearningOptions, test: Accuracy) -> dict[str, Any]:
-    """The test as a table of one row."""
-    row = [options.data, 100 * test.mean, 100 * test.half_width, test.loss, test.tasks]
-    return {"title": "Test", "columns": ["data", "accuracy %", "+- %", "loss", "tasks"], "rows": [row]}
+def table(options: LearningOptions, tests: dict[str, Accuracy]) -> dict[str, Any]:
+    """The tests as a table, one row a data set."""
+    rows = [[name, round(100 * t.mean, 2), round(100 * t.half_width, 2), round(t.loss, 4), t.tasks] for name, t in tests.items()]
+    columns = ["data", "accuracy %", "95 % interval", "loss", "tasks"]
+    return {"title": f"Learned from {options.data}, tested on tasks of unseen classes", "columns": columns, "rows": rows}
 
 
 def plots(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MetaTicketOptions
 from engine.methods.maml import part_of
 from engine.methods.maml import plan as maml_plan
-from engine.methods.meta_result import outcome
-from engine.methods.meta_training import Learner, draw_network, load_tasks, train
+from engine.methods.meta_result import finish
+from engine.methods.meta_training import Learner, draw_network, load_others, load_tasks, train
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
     """Meta-train the mask and test; the result has no genotype."""
     watch = Stopwatch()
     data = load_tasks(options)
+    others = load_others(options, data)
     module, values = draw_network(options, data)
     network, params = mask_parameters(
         module,
@@ -47,8 +48,7 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
     problem = Problem(network.predict, rates, options.steps(training=True), network.scores, options.first_order)
     learner = Learner(options, problem, module, params, network, after)
     curve, final = train(learner, data, run, stop, progress)
-    test = learner.test(data, "test", options.test_tasks, ())
-    return outcome(learner, final, curve, test, watch.read()[:2])
+    return finish(learner, final, curve, data, others, watch)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:

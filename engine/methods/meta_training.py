@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.data import ImageSet, load
-from engine.errors import NumericalError
+from engine.errors import ConfigurationError, NumericalError
 from engine.learning.evaluation import Accuracy, evaluate, support_predict, with_steps
 from engine.learning.flat import Layout
 from engine.learning.inner import SGD, Params, adapt
@@ -43,17 +43,33 @@ def load_tasks(options: LearningOptions) -> ImageSet:
     Omniglot's turned classes are there in every split, the published protocol of these methods (reference note meta-ticket,
     section 8).
     """
-    turned = ("train", "val", "test") if options.data == "omniglot" else None
-    data = load(options.data, options.data_root, options.size, rotations=turned)
-    data = data.resized(min(data.images.shape[-2:])).to(options.device)
-    for split in ("train", *(("val",) if validates(options, data) else ()), "test"):
+    data = _load(options, options.data, options.size)
+    for split in ("train", *(("val",) if validates(options, data) else ()), options.test_split):
         draw_tasks(options, data, split, 1, ("check",))
     return data
 
 
+def load_others(options: LearningOptions, data: ImageSet) -> dict[str, ImageSet]:
+    """The further data sets to be tested on, in the size of ``data``; another number of channels is refused."""
+    found = {}
+    for name in options.others:
+        found[name] = other = _load(options, name, data.images.shape[-1])
+        if other.images.shape[1] != data.images.shape[1]:
+            channels = f"{other.images.shape[1]} channels, {options.data} has {data.images.shape[1]}"
+            raise ConfigurationError(f"--also-test: {name} has {channels}; name sets of as many channels")
+        draw_tasks(options, other, options.test_split, 1, ("check",))
+    return found
+
+
+def _load(options: LearningOptions, name: str, size: int | None) -> ImageSet:
+    turned = ("train", "val", "test") if name == "omniglot" else None
+    data = load(name, options.data_root, size, rotations=turned)
+    return data.resized(min(data.images.shape[-2:])).to(options.device)
+
+
 def validates(options: LearningOptions, data: ImageSet) -> bool:
     """Whether there are classes to validate on, and it is asked for."""
-    return bool(data.class_splits.get("val")) and options.validation_tasks > 0
+    return bool(data.class_splits.get("val")) and options.validation_tasks > 0 and options.test_split != "val"
 
 
 def draw_tasks(options: LearningOptions, data: ImageSet, split: str, count: int, address: tuple[int | str, ...]) -> Task:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.updates import reptile_
-from engine.learning.architecture_task import Moments, TaskLearner, TaskRule
+from engine.learning.architecture_task import Learned, Moments, Supports, TaskLearner, TaskRule
 from engine.learning.unrolled import meta_gradient
 from engine.methods.metanas_networks import Learner, build
 from engine.methods.metanas_options import MetaNASOptions
@@ -34,8 +34,14 @@ def search(options: MetaNASOptions, run: Run, stop: Any, progress: Any) -> dict[
 
     Steps 0 to meta_epochs - 1 of the run are meta-updates, the others test tasks; checkpoints in between hold everything.
     """
-    data = load_data(options)
-    training = MetaTraining(options, data)
+    training = MetaTraining(options, load_data(options))
+    run_training(training, run, stop, progress)
+    return outcome(options, training)
+
+
+def run_training(training: MetaTraining, run: Run, stop: Any, progress: Any) -> None:
+    """Every step that is left of a run."""
+    options = training.options
     training.check()
     training.restore(run.load())
     total = options.meta_epochs + options.eval_tasks
@@ -49,7 +55,6 @@ def search(options: MetaNASOptions, run: Run, stop: Any, progress: Any) -> dict[
             for line in lines:
                 run.append("metrics.jsonl", line)
             bar.advance(1, **{name: lines[-1][name] for name in ("loss", "accuracy") if name in lines[-1]})
-    return outcome(options, training)
 
 
 def plan(options: MetaNASOptions) -> list[tuple[str, str]]:
@@ -102,10 +107,7 @@ class MetaTraining:
         if options.meta_learner == "reptile":
             learn = self.adapting.learn_in_turn if options.faithful else self.adapting.learn
             found = learn(start, self.moments, given, rule)
-            self.moments = found.moments
-            reptile_(self.weights, found.weights, options.meta_rate * share)  # Eq. 9
-            if rule.architecture_steps:
-                reptile_(self.alphas, found.alphas, options.meta_architecture_rate * share)
+            self._adopt(found, given, rule, share)
             loss = float(found.losses[-1, 1].mean())
         else:
             loss = self._descend(start, given, (task.query_x, task.query_y), rule, share)
@@ -116,16 +118,24 @@ class MetaTraining:
                 lines.append(self._validate(epoch))
         return lines
 
+    def _adopt(self, found: Learned, given: Supports, rule: TaskRule, share: float) -> None:
+        """Eq. 9, with the mean over tasks that the published code takes for the sum."""
+        self.moments = found.moments
+        reptile_(self.weights, found.weights, self.options.meta_rate * share)
+        if rule.architecture_steps:
+            reptile_(self.alphas, found.alphas, self.options.meta_architecture_rate * share)
+
     def _descend(self, start: tuple[Tensor, Tensor], given: Any, queries: Any, rule: TaskRule, share: float) -> float:
         """Eq. 8: a step of SGD on the query loss after the inner steps."""
-        options = self.options
-        gradients, loss = meta_gradient(
-            self.learner.train, start, given, queries, rule, second_order=options.meta_learner == "maml"
-        )
-        self.weights -= options.meta_rate * share * gradients[0]
-        if rule.architecture_steps:
-            self.alphas -= options.meta_architecture_rate * share * gradients[1]
+        second_order = self.options.meta_learner == "maml"
+        (weights, alphas), loss = meta_gradient(self.learner.train, start, given, queries, rule, second_order=second_order)
+        self._move(weights, alphas, rule, share)
         return float(loss)
+
+    def _move(self, weights: Tensor, alphas: Tensor, rule: TaskRule, share: float) -> None:
+        self.weights -= self.options.meta_rate * share * weights
+        if rule.architecture_steps:
+            self.alphas -= self.options.meta_architecture_rate * share * alphas
 
     def _schedule(self, epoch: int) -> float:
         """The share of the meta learning rates at a meta-update."""
@@ -151,7 +161,11 @@ class MetaTraining:
     def test(self, split: str, address: tuple[int | str, ...]) -> dict[str, Any]:
         """One task of a split; see :func:`~engine.methods.metanas_tasks.tested`."""
         start = (self.weights, self.alphas)
-        return tested(self.options, self.data, self.learner, self.testing, start, self.moments, split, address)
+        return tested(self.options, self.data, self.learner, self.testing, start, self.moments, split, address, self.also_tested)
+
+    def also_tested(self, found: Learned, given: Supports, logits: Tensor, labels: Tensor) -> dict[str, Any]:
+        """What a test task's record holds besides accuracies: nothing here."""
+        return {}
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Everything that a checkpoint holds."""

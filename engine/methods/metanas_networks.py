@@ -23,13 +23,17 @@ from engine.spaces.supernet import initialise
 
 @dataclass(frozen=True)
 class Learner:
-    """A network in its meta-training and meta-test form, which differ in the threshold only, and where meta-training starts."""
+    """A network in its meta-training and meta-test form, which differ in the threshold only, and where meta-training starts.
+
+    ``genotype`` is that of a fixed network, ``reference`` a searched one in a form that is differentiable twice.
+    """
 
     train: SearchedNetwork | FixedNetwork
     test: SearchedNetwork | FixedNetwork
     weights: Tensor
     alphas: Tensor
     genotype: Genotype | None = None
+    reference: ReferenceNetwork | None = None
 
     @property
     def architecture(self) -> Architecture | None:
@@ -45,12 +49,13 @@ def build(options: MetaNASOptions, channels_in: int, size: int) -> Learner:
             cells=options.cells, channels=options.channels, outputs=options.ways, channels_in=channels_in
         )
         initialise(reference, generator, kaiming=False)
-        kind = SearchedNetwork if options.meta_learner != "maml" else ReferenceNetwork
         sparse = options.sparse == "inputs"
-        train = kind(reference, Architecture(sparse_inputs=sparse, threshold=options.threshold))
+        twice = ReferenceNetwork(reference, Architecture(sparse_inputs=sparse, threshold=options.threshold))
+        train = twice if options.meta_learner == "maml" else SearchedNetwork(reference, twice.architecture)
         test = SearchedNetwork(reference, Architecture(sparse_inputs=sparse, threshold=options.test_threshold))
         alphas = 1e-3 * torch.randn(test.architecture.size, generator=stream(options.seed, "architecture"))
-        return Learner(train, test, train.stacked.pack(dict(reference.named_parameters())), alphas)
+        weights = train.stacked.pack(dict(reference.named_parameters()))
+        return Learner(train, test, weights, alphas, reference=twice)
     genotype = None if options.network == "conv4" else find_genotype(options)
     module: nn.Module
     if genotype is None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.data import ImageSet, load
-from engine.learning.architecture_task import Moments, Supports, TaskLearner, TaskRule, predictions
+from engine.learning.architecture_task import Learned, Moments, Supports, TaskLearner, TaskRule, predictions
 from engine.learning.task_networks import SearchedNetwork
 from engine.learning.tasks import Task, image_tasks
 from engine.methods.metanas_networks import Learner
@@ -76,21 +77,23 @@ def tested(
     moments: Moments,
     split: str,
     address: Address,
+    also: Callable[[Learned, Supports, Tensor, Tensor], dict[str, Any]],
 ) -> dict[str, Any]:
     """One test task: its accuracy as it was learned, and as its genotype's network with the same weights, without retraining.
 
     ``parameters`` are those of the operations that weigh at least the threshold; ``pruned_parameters`` those of the genotype. The
-    optimiser starts from the meta-training's moments and is forgotten after the task.
+    optimiser starts from the meta-training's moments and is forgotten after the task. ``also`` adds to the record.
     """
     task = drawn(options, data, split, shots=options.shots, tasks=1, address=address)
     _, rule = rules(options)
-    found = adapting.learn(start, moments, supports(options, task, options.test_batch, address), rule)
+    given = supports(options, task, options.test_batch, address)
+    found = adapting.learn(start, moments, given, rule)
     weights, alphas = found.weights[0], found.alphas[0]
     temperature = rule.temperature(rule.steps)
     x, y = task.query_x[0], task.query_y[0]
     both = (task.support_x[0], x)
     logits = predictions(learner.test, weights, alphas, temperature, *both, transductive=options.transductive)
-    record: dict[str, Any] = {"accuracy": _share(logits, y)}
+    record: dict[str, Any] = {"accuracy": _share(logits, y), **also(found, given, logits, y)}
     network, architecture = learner.test, learner.architecture
     if isinstance(network, SearchedNetwork) and architecture is not None:
         pruned = network.discrete(alphas)

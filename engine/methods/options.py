@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # Options that say how this one command behaves, not what is computed. They are not written to config.toml.
-INVOCATION = frozenset({"config", "out", "resume", "quiet", "dry_run"})
+INVOCATION = frozenset({"config", "out", "resume", "quiet", "dry_run", "then_train"})
 
 # Images of a set that is bigger than the published search resolution are scaled down to it unless a size is given.
 NATIVE_LIMIT = 32
@@ -95,6 +95,8 @@ class SearchOptions(RunOptions):
 class CellOptions(SearchOptions):
     """What a search in a space of cells takes. Alone: the options of the random search."""
 
+    then_train: str | None = None
+    """Preset of engine train by which the found cell is then trained and tested, in the directory OUT-train."""
     space: str = "few-shot-cell"
     """Search space: a registered name, or package.module:NAME of your own."""
     cells: int = 5

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.errors import ConfigurationError
 from engine.methods.darts_options import DartsOptions, TetloOptions
+from engine.methods.lamanas_options import LamanasOptions
 from engine.methods.learning_options import ANILOptions, BOILOptions, MAMLOptions, MetaTicketOptions
 from engine.methods.metanas_options import MetaNASOptions
 from engine.methods.options import (
@@ -111,6 +112,7 @@ register_method(
     "tetlo", TetloOptions, "engine.methods.tetlo:search", "descend so that an auxiliary model learns from the main one"
 )
 register_method("metanas", MetaNASOptions, "engine.methods.metanas:search", "meta-learn weights and architecture together")
+register_method("lamanas", LamanasOptions, "engine.methods.lamanas:search", "metanas with a loss that is meta-learned too")
 _MAML = "engine.methods.maml:search"
 register_method("maml", MAMLOptions, _MAML, "meta-learn an initialisation that tasks are learned from")
 register_method("anil", ANILOptions, _MAML, "MAML whose inner loop adapts the head only")

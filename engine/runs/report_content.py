@@ -22,7 +22,7 @@ MAX_ROWS = 500
 MAX_COLUMNS = 30
 MAX_TEXT = 200
 
-_NUMERIC = re.compile(r"[-+−]?\d|–$")
+_NUMERIC = re.compile(r"([-+−±] ?)?\d[\d.,]*(e[-+]?\d+)?( ?%)?( ± .*)?$|–$")  # and not "5-way 1-shot"
 
 
 def plots(run: RunFiles) -> str:

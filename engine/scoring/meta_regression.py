@@ -1,4 +1,4 @@
-"""MAML of wide networks as kernel regression (paper 001, Theorem 2), and the kernel of a network of finite width by its definition."""
+"""MAML of wide networks as kernel regression (paper 001, Theorem 2), and the kernel of a finite network by its definition."""
 
 from __future__ import annotations
 

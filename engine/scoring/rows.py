@@ -7,13 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from engine.kernels.gram import add_contracted_gram, add_gram
+from engine.kernels.gram import add_contracted_gram, add_gram, contracts
 from engine.kernels.sample_gradient import ConvGeometry, choose, conv_sample_gradient, linear_sample_gradient, unfold
 from engine.scoring.capture import Use
-
-# One float64 multiply-add of a Gram matrix costs about as much as this many float32 ones of a gradient (measured, one AVX-512
-# thread: 27 against 100 GFLOP/s).
-FLOAT64_COST = 4
 
 
 def add_use(total: Tensor, use: Use, gradients: list[Tensor]) -> None:
@@ -37,10 +33,7 @@ def _contracts(use: Use, shape: torch.Size, count: int, groups: int) -> bool:
         outputs, inputs, positions = shape[1], math.prod(use.geometry.weight_shape[1:]), math.prod(shape[2:])
     else:
         return False
-    rows = shape[0] // groups * count
-    formed = groups * rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
-    contracted = groups * FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs)
-    return contracted <= formed
+    return contracts(shape[0] // groups * count, positions, outputs, inputs)
 
 
 def _factors(use: Use, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from engine.evaluation.few_shot import Confusion, Features, evaluate, extract_fe
 from engine.evaluation.networks import REFERENCES, embed, find_genotype, make_network
 from engine.evaluation.options import RFSOptions
 from engine.evaluation.protocol import Protocol, alphabets_of, by_alphabet, load_protocol
+from engine.evaluation.published import GENOTYPES, REFERENCE_NAMES
 from engine.evaluation.rfs import build
 from engine.evaluation.tasks import draw, kinds_of
 from engine.evaluation.training import Trainer, count_steps
@@ -166,6 +167,17 @@ def test_confusion_counts_what_was_taken_for_what(digits: Protocol) -> None:
     assert worst[0]["share"] == 1.0
     assert worst[0]["taken for"] == digits.data.class_names[int(episodes.classes[0, 0])]
     assert first >= 0
+
+
+def test_every_known_name_is_built() -> None:
+    assert set(REFERENCE_NAMES) == set(REFERENCES)
+
+
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_published_genotypes(name: str, tmp_path: Path) -> None:
+    genotype = find_genotype(name, tmp_path)
+    network = make_network(TINY, genotype, classes=3, channels_in=1, size=16, generator=stream(0, "w")).eval()
+    assert network(torch.zeros(2, 1, 16, 16)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("name", REFERENCES)

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy.io import savemat
 
 from engine.data import load
 from engine.data.archives import open_zip, read_tar, read_zip_member, zip_members
 from engine.data.class_splits import parse_split
+from engine.data.matlab import read_mat
 from engine.data.pictures import decode, file_picture
 from engine.data.safe_pickle import parse_pickle
 from engine.methods.registry import find_method
@@ -186,6 +188,21 @@ def read_tensors(folder: Path, content: bytes) -> None:
         unpack(content)
 
 
+def matlab_files() -> list[bytes]:
+    found = []
+    table = np.array([(1, "one"), (2, "two")], dtype=[("n", object), ("word", object)])[:, None]
+    for compressed in (False, True):
+        buffer = io.BytesIO()
+        savemat(buffer, {"labels": np.arange(9, dtype=np.uint8), "table": table}, do_compression=compressed)
+        found.append(buffer.getvalue())
+    return found
+
+
+def read_matlab(folder: Path, content: bytes) -> None:
+    for name in ("labels", "table"):
+        read_mat(_file(folder, "a.mat", content), name)
+
+
 TARGETS = {
     "genotype": Target(lambda: [genotype_json()], lambda folder, content: Genotype.load(_file(folder, "g.json", content))),
     "config": Target(lambda: [CONFIG], read_config),
@@ -194,6 +211,7 @@ TARGETS = {
     "checkpoint": Target(manifests, read_checkpoint),
     "run-directory": Target(run_files, read_run_directory),
     "pickle": Target(pickles, read_pickled_set),
+    "matlab": Target(matlab_files, read_matlab),
     "zip": Target(zip_files, read_zip),
     "tar": Target(tar_files, lambda folder, content: read_tar(_file(folder, "a.tar.gz", content), {"data", "link"})),
     "picture": Target(pictures, lambda folder, content: decode([file_picture(_file(folder, "p.png", content))], (3, 8, 8))),

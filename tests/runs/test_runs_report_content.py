@@ -99,6 +99,13 @@ def test_a_table_aligns_numbers() -> None:
     assert html.count('class="number"') == 3 * 4
 
 
+def test_texts_that_begin_with_a_digit_are_not_numbers() -> None:
+    item = {"columns": ["tasks", "share", "points"], "rows": [["5-way 1-shot", "93 %", "± 1.5"], ["20-way", "4 %", "-3e-05"]]}
+    html = tables(of(tables=[item]))
+    assert html.count('class="number"') == 2 * 3
+    assert "<td >5-way 1-shot</td>" in html
+
+
 def test_short_and_long_rows_fit_the_columns() -> None:
     html = tables(of(tables=[{"columns": ["a", "b"], "rows": [["x"], ["y", "z", "w"], 3]}]))
     assert html.count("<td") == 4

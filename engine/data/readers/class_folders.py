@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.data.building import Request, build_from_pictures
@@ -70,7 +70,7 @@ def csv_lists(base: Path, request: Request) -> ImageSet | None:
     table: dict[str, dict[str, list[Picture]]] = {}
     for split, path in lists.items():
         table[split] = {}
-        for name, label in _csv_rows(path):
+        for name, label in csv_table(path, ("filename", "label")):
             if name not in files:
                 raise ConfigurationError(f"{path}: image {name!r} is not in {images}; complete the folder or the list")
             table[split].setdefault(label, []).append(file_picture(files[name]))
@@ -88,7 +88,7 @@ def aircraft_lists(base: Path, request: Request) -> ImageSet | None:
     files = {path.stem: path for path in (base / "images").iterdir()}
     variants: dict[str, list[Picture]] = {}
     for path in lists:
-        for line in _lines(path):
+        for line in lines(path):
             image, _, variant = line.partition(" ")
             if image not in files:
                 raise ConfigurationError(f"{path}: image {image!r} is not in {base / 'images'}; unpack the archive again")
@@ -146,7 +146,7 @@ def _own_split(base: Path) -> Split | None:
     for folder in (base / "splits" / "bertinetto", base / "splits"):
         lists = {split: folder / f"{split}.txt" for split in SPLITS}
         if all(path.is_file() for path in lists.values()):
-            return {split: tuple(_lines(path)) for split, path in lists.items()}
+            return {split: tuple(lines(path)) for split, path in lists.items()}
     return None
 
 
@@ -158,14 +158,16 @@ def _key(name: str, label: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", label) if name == "aircraft" else label
 
 
-def _csv_rows(path: Path) -> list[tuple[str, str]]:
+def csv_table(path: Path, columns: tuple[str, str]) -> list[tuple[str, str]]:
+    """Return two columns of a csv file of at most 50 MB; one that lacks them is a :class:`ConfigurationError`."""
     try:
-        return [(row["filename"], row["label"]) for row in csv.DictReader(_lines(path), strict=True)]
+        return [(row[columns[0]], row[columns[1]]) for row in csv.DictReader(lines(path), strict=True)]
     except (KeyError, csv.Error) as error:
-        raise ConfigurationError(f"{path}: expected a csv file with the columns filename and label") from error
+        raise ConfigurationError(f"{path}: expected a csv file with the columns {' and '.join(columns)}") from error
 
 
-def _lines(path: Path) -> Iterable[str]:
+def lines(path: Path) -> list[str]:
+    """Return the lines of a list of at most 50 MB, stripped, without empty ones."""
     if path.stat().st_size > MAX_LIST_BYTES:
         raise ConfigurationError(f"{path}: a list of {path.stat().st_size} bytes is above the limit of {MAX_LIST_BYTES}")
     try:
