@@ -22,12 +22,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from engine.kernels.cuda_source import cupy_available, shared_memory
-from engine.kernels.gram import add_contracted_gram, add_gram
+from engine.kernels.gram import add_contracted_gram, add_gram, contracts
 from engine.kernels.sample_gradient import ConvGeometry, linear_sample_gradient
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-# One float64 multiply-add of a Gram matrix costs about as much as this many float32 ones of a gradient (one AVX-512 thread).
-FLOAT64_COST = 4
 # Where no fused kernel runs, gradients are formed for as many outputs at a time as fit in this many elements.
 BLOCK_ELEMENTS = 16 * 1024 * 1024
 # Programs that fill a large GPU several times over; a fixed number, since the order of the sums depends on it.
@@ -88,12 +86,6 @@ def depthwise_windows(x: Tensor, geometry: ConvGeometry) -> Tensor:
     n, c, h, w = padded.stride()
     size = (samples, (high - dh * (kh - 1) - 1) // sh + 1, (wide - dw * (kw - 1) - 1) // sw + 1, channels, kh, kw)
     return padded.as_strided(size, (n, h * sh, w * sw, c, h * dh, w * dw))
-
-
-def contracts(rows: int, positions: int, outputs: int, inputs: int) -> bool:
-    """Whether contracting the factors takes fewer operations than forming the gradients."""
-    formed = rows * outputs * inputs * (positions + FLOAT64_COST * rows / 2)
-    return FLOAT64_COST * (rows * positions) ** 2 * (outputs + inputs) <= formed
 
 
 def pair_count(samples: int, rows: int) -> int:

@@ -17,18 +17,24 @@ needs one beside filters that do not is an architecture-only pass, and forms no 
 B/R samples. A weight of exactly zero means that the operation does not exist there: it is not computed where no row takes it,
 nothing of it (NaN either) reaches a sum, and its weight's gradient is zero; straight-through weights (hard - soft.detach() +
 soft) therefore cost what the chosen operations cost.
+
+Faces: :mod:`.reference` (plain, any transform and order); :mod:`.group` and :mod:`.weighted_sum` for the CPU; :mod:`.device` with
+Triton kernels for CUDA tensors of float32, bfloat16 and float16, compiled for sm_80 and sm_90 and run in Triton's interpreter,
+never yet on a GPU. Each is an ``autograd.Function`` that steps aside where a transform of torch is at work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from engine.kernels.mixed_edge.arguments import check_edge, check_sum, factors
-from engine.kernels.mixed_edge.group import OPERATIONS, MixedEdge
+from engine.kernels.mixed_edge.group import OPERATIONS, SKIP, MixedEdge
 from engine.kernels.mixed_edge.norm import Norm
 from engine.kernels.mixed_edge.reference import Setting, group_reference, sum_reference
 from engine.kernels.mixed_edge.weighted_sum import MixedSum
@@ -73,7 +79,7 @@ def mixed_edge(
     check_edge(x, mixture, filters, dilations, norm, stride, scale, shift)
     rows = mixture if mixture.dim() == 3 else mixture.unsqueeze(0)
     if stride > 1:
-        rows = rows * torch.tensor([1, 1, 0], dtype=rows.dtype, device=rows.device)
+        rows = torch.cat([rows[..., :SKIP], torch.zeros_like(rows[..., SKIP:])], -1)
     alive, scaled, offset = factors(
         rows,
         None if scale is None else F.pad(scale, (0, 0, 0, 1), value=1),
@@ -81,7 +87,7 @@ def mixed_edge(
         x.shape[1],
     )
     setting = Setting(norm, stride, tuple(dilations))
-    formula = group_reference if is_transformed() or x.device.type != "cpu" else MixedEdge.apply
+    formula = _formula(x, MixedEdge.apply, "group_on_device", group_reference)
     outputs = formula(setting, alive, x, scaled, offset, *filters)
     edges = rows.shape[1]
     return list(outputs[:edges]), list(outputs[edges:])
@@ -119,5 +125,18 @@ def mixed_sum(
     check_sum(terms, weights, total, norm, scale, shift)
     rows = weights if weights.dim() == 2 else weights.unsqueeze(0)
     alive, scaled, offset = factors(rows, scale, shift, terms[0].shape[1])
-    formula = sum_reference if is_transformed() or terms[0].device.type != "cpu" else MixedSum.apply
+    formula = _formula(terms[0], MixedSum.apply, "sum_on_device", sum_reference)
     return formula(norm, alive, scaled, offset, total, *terms)
+
+
+def _formula(x: Tensor, on_cpu: Callable[..., Any], on_device: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The formulation for where x lies; the kernels are for CUDA tensors of at most float32, and need Triton."""
+    if is_transformed() or x.numel() == 0:
+        return plain
+    if x.device.type == "cpu":
+        return on_cpu
+    if x.device.type != "cuda" or x.dtype == torch.float64 or find_spec("triton") is None:
+        return plain
+    from engine.kernels.mixed_edge import device
+
+    return getattr(device, on_device)

@@ -14,15 +14,8 @@ from torch import Tensor
 from engine.kernels.mixed_edge.launch_group import Filters, Group
 from engine.kernels.mixed_edge.norm import Norm, cotangent_factors, folded, per_row, per_unit, statistics
 from engine.kernels.mixed_edge.reference import Setting, group_reference, sum_reference
-from engine.kernels.mixed_edge.triton_sum import (
-    TERMS,
-    channels_last,
-    laid_out,
-    launch_gradients,
-    launch_moments,
-    launch_products,
-    launch_sum,
-)
+from engine.kernels.mixed_edge.triton_blocks import channels_last, laid_out
+from engine.kernels.mixed_edge.triton_sum import TERMS, launch_gradients, launch_moments, launch_products, launch_sum
 from engine.kernels.transforms import plain_gradients
 
 
@@ -160,3 +153,17 @@ class DeviceEdge(torch.autograd.Function):
                 for gradient, weight, wanted in zip(group.filter_gradients(taps, filters), weights, needed[3:], strict=True)
             ]
         return None, None, *found
+
+
+def sum_on_device(
+    norm: Norm, alive: Tensor, factors: Tensor, offset: Tensor | None, total: Tensor | None, *terms: Tensor
+) -> Tensor:
+    """:class:`DeviceSum` on the GPU where the terms lie."""
+    with torch.cuda.device_of(terms[0]):
+        return DeviceSum.apply(norm, alive, factors, offset, total, *terms)
+
+
+def group_on_device(setting: Setting, alive: Tensor, x: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """:class:`DeviceEdge` on the GPU where x lies."""
+    with torch.cuda.device_of(x):
+        return DeviceEdge.apply(setting, alive, x, *tensors)

@@ -7,18 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.kernels.mixed_edge.triton_group import (
-    cotangents_kernel,
-    filters_kernel,
-    gradient_kernel,
-    products_kernel,
-    read_kernel,
-    sums_kernel,
-)
-from engine.kernels.mixed_edge.triton_sum import Blocks
+from engine.kernels.mixed_edge.triton_blocks import Blocks, channels_last
+from engine.kernels.mixed_edge.triton_group import read_kernel, sums_kernel
+from engine.kernels.mixed_edge.triton_group_backward import cotangents_kernel, filters_kernel, gradient_kernel, products_kernel
 
-# Elements of a program of four warps that reads windows: four a thread, one 16-byte load each in float32.
-WINDOW_ELEMENTS = 512
+# Elements of a program of four warps that reads windows, with channels innermost (four a thread, one 16-byte load in float32) or
+# not: twice as many spill on sm_90. Not tuned on a GPU.
+WINDOW_ELEMENTS = {True: 512, False: 256}
+# More than any filter has places, or any group filters: see the kernels.
+MOST = 2**20
 
 
 class Filters:
@@ -52,7 +49,8 @@ class Group:
         self.x, self.stride = x, stride
         self.height, self.width = x.shape[2:]
         self.size = (*x.shape[:2], -(-self.height // stride), -(-self.width // stride))
-        self.blocks = Blocks(x, self.size[2] * self.size[3], WINDOW_ELEMENTS)
+        self.elements = WINDOW_ELEMENTS[channels_last(x)]
+        self.blocks = Blocks(x, self.size[2] * self.size[3], self.elements)
         self.whole = self.blocks.sizes, (self.height, self.size[3])
         self.constants = {"STRIDE": stride, "WIDTH": self.width, **self.blocks.constants, "num_warps": 4}
 
@@ -72,7 +70,7 @@ class Group:
         mean, spread = self.blocks.partials(self.x, 2), self.blocks.partials(self.x, 2)
         sizes, rest = self.whole
         read_kernel[self.blocks.grid](
-            self.x, filters.values, taps, mean, spread, *sizes, *rest, KINDS=filters.kinds, **self.constants
+            self.x, filters.values, taps, mean, spread, *sizes, *rest, MOST, KINDS=filters.kinds, **self.constants
         )
         return filters.in_order(list(taps)), *self.blocks.merged(mean, spread)
 
@@ -108,7 +106,7 @@ class Group:
         cotangents_kernel[self.blocks.grid](
             self.x, g, mean, direct, slope, constant, pooled, *sizes, *rest, len(g), **self.constants
         )
-        blocks = Blocks(self.x, self.height * self.width, WINDOW_ELEMENTS)
+        blocks = Blocks(self.x, self.height * self.width, self.elements)
         gradient_kernel[blocks.grid](
             self.x,
             g,
@@ -121,6 +119,7 @@ class Group:
             *blocks.sizes,
             *self.size[2:],
             len(g),
+            MOST,
             KINDS=filters.kinds,
             STRIDE=self.stride,
             WIDTH=self.width,
@@ -134,7 +133,7 @@ class Group:
         blocks, (sizes, rest) = self.blocks, self.whole
         out = torch.empty(blocks.samples, blocks.splits, filters.places, blocks.channels, device=self.x.device)
         filters_kernel[blocks.grid](
-            self.x, taps, out, *sizes, *rest, PLACES=filters.places, KINDS=filters.kinds, **self.constants
+            self.x, taps, out, *sizes, *rest, MOST, PLACES=filters.places, KINDS=filters.kinds, **self.constants
         )
         return filters.unpacked(out.sum((0, 1)))
 

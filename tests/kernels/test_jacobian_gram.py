@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.func import grad, jvp, vmap
 
 from engine.kernels import jacobian_gram as module
-from engine.kernels.gram import gram_reference
+from engine.kernels.gram import contracts, gram_reference
 from engine.kernels.jacobian_gram import (
     add_jacobian_gram,
-    contracts,
     cut_tiles,
     depthwise_windows,
     jacobian_gram_reference,

@@ -26,7 +26,7 @@ BYTES = {"alive_ptr", "winner_ptr"}
 
 
 def compile_kernels() -> Report:
-    from engine.kernels.mixed_edge import triton_group, triton_sum
+    from engine.kernels.mixed_edge import triton_group, triton_group_backward, triton_sum
 
     window = {"STRIDE": 1, "WIDTH": 32}
     kernels: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -37,10 +37,10 @@ def compile_kernels() -> Report:
         "read": (triton_group.read_kernel, {"KINDS": DARTS, **window}),
         "read strided": (triton_group.read_kernel, {"KINDS": (3, 3, 1, 1), "STRIDE": 2, "WIDTH": 33}),
         "sums": (triton_group.sums_kernel, window),
-        "products": (triton_group.products_kernel, window),
-        "cotangents": (triton_group.cotangents_kernel, window),
-        "gradient": (triton_group.gradient_kernel, {"KINDS": DARTS, **window}),
-        "filters": (triton_group.filters_kernel, {"KINDS": DARTS, "PLACES": 272, **window}),
+        "products": (triton_group_backward.products_kernel, window),
+        "cotangents": (triton_group_backward.cotangents_kernel, window),
+        "gradient": (triton_group_backward.gradient_kernel, {"KINDS": DARTS, **window}),
+        "filters": (triton_group_backward.filters_kernel, {"KINDS": DARTS, "PLACES": 272, **window}),
     }
     return {
         f"{name} {dtype} {'last' if last else 'planar'} sm_{arch}": compile_one(kernel, constants, dtype, last, arch)
@@ -51,19 +51,37 @@ def compile_kernels() -> Report:
 
 
 def compile_one(kernel: Any, constants: dict[str, Any], dtype: str, last: bool, arch: int) -> dict[str, int]:
-    def pointer(name: str) -> str:
-        if name in BYTES:
-            return "*i8"
-        return f"*{dtype}" if name in STATES or (name == "out_ptr" and "totals" not in name and kernel_stores_states) else "*fp32"
-
-    kernel_stores_states = kernel.__name__ in ("weighted_sum_kernel", "sums_kernel")
-    arguments = {name: pointer(name) for name in kernel.arg_names if name.endswith("_ptr") or name in STATES}
     from engine.kernels.mixed_edge.launch_group import WINDOW_ELEMENTS
-    from engine.kernels.mixed_edge.triton_sum import ELEMENTS
+    from engine.kernels.mixed_edge.triton_blocks import ELEMENTS
 
-    elements, block_c = WINDOW_ELEMENTS if "WIDTH" in constants else ELEMENTS, 16 if last else 1
+    states = STATES | ({"out_ptr"} if kernel.__name__ in ("weighted_sum_kernel", "sums_kernel") else set())
+    pointers = {name for name in kernel.arg_names if name.endswith("_ptr")} | (STATES & set(kernel.arg_names))
+    types = {name: "*i8" if name in BYTES else f"*{dtype}" if name in states else "*fp32" for name in pointers}
+    block_c = 16 if last else 1
+    elements = WINDOW_ELEMENTS[last] if "WIDTH" in constants else ELEMENTS
     shape = {"LAST": last, "BLOCK_P": elements // block_c, "BLOCK_C": block_c}
-    return compile_triton(kernel, arguments, {**constants, **shape}, arch, aligned=["channels", "positions"])
+    return compile_triton(kernel, types, {**constants, **shape}, arch, aligned=["channels", "positions"])
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    if find_spec("triton") is None:
+        pytest.skip("triton, whose compiler is asked, is not installed")
+    return run_apart(__file__, tmp_path_factory.mktemp("triton"))
+
+
+def test_no_kernel_spills(compiled: Report) -> None:
+    assert len(compiled) == 11 * len(LAYOUTS) * len(ARCHITECTURES)
+    assert {name: made["spills"] for name, made in compiled.items() if made["spills"]} == {}
+
+
+def test_five_blocks_fit_on_a_multiprocessor(compiled: Report) -> None:
+    """Where channels lie innermost; 128 threads with 96 registers each."""
+    assert {name: made["registers"] for name, made in compiled.items() if " last " in name and made["registers"] > 96} == {}
+
+
+def test_channels_that_lie_innermost_are_read_sixteen_bytes_at_a_time(compiled: Report) -> None:
+    assert {name for name, made in compiled.items() if " fp32 last " in name and not made["wide loads"]} == set()
 
 
 if __name__ == "__main__":

@@ -147,12 +147,12 @@ x, w = torch.zeros(2, 4, 3, 5, 5), torch.zeros(2, 6, 3)
     [
         (lambda: grouped_pointwise(x.long(), w), TypeError, "x: expected torch.float32"),
         (lambda: grouped_pointwise(x, w.double()), TypeError, "weight: expected torch.float32 as x is, got torch.float64"),
-        (lambda: grouped_pointwise(x[0], w), ValueError, "x: expected (B, N, I, H, W), got (4, 3, 5, 5)"),
+        (lambda: grouped_pointwise(x[0], w), ValueError, "x: expected strided (B, N, I, H, W), got torch.strided (4, 3, 5, 5)"),
         (lambda: grouped_pointwise(x, w[0]), ValueError, "weight: expected (B, O, I), got (6, 3)"),
         (
             lambda: grouped_pointwise(x, w[:1]),
             ValueError,
-            "weight: expected the B and I of x (2, 4, 3, 5, 5), got (1,",
+            "weight: expected 2 branches and 3 channels in, got (1, 6, 3, 1, 1)",
         ),
         (lambda: grouped_pointwise(x, w.to("meta")), ValueError, "weight: expected strided on cpu, got torch.strided"),
         (lambda: grouped_pointwise(x, w, groups=3), ValueError, "groups: expected a positive divisor of the 4 samples of x"),
@@ -161,6 +161,11 @@ x, w = torch.zeros(2, 4, 3, 5, 5), torch.zeros(2, 6, 3)
             lambda: grouped_pair(x, torch.zeros(2, 6, 3, 1, 5), torch.zeros(2, 4, 6, 4, 1)),
             ValueError,
             "second: expected (B, O, M, k, 1) with an odd k, got (2, 4, 6, 4, 1)",
+        ),
+        (
+            lambda: grouped_pair(x, torch.zeros(2, 6, 3, 1, 5), torch.zeros(2, 4, 5, 5, 1)),
+            ValueError,
+            "weight: expected 2 branches and 6 channels in, got (2, 4, 5, 5, 1)",
         ),
         (
             lambda: grouped_pair(x, torch.zeros(2, 6, 3, 1, 5), torch.zeros(2, 4, 6, 5, 1), stride=0),
