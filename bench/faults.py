@@ -31,16 +31,36 @@ from engine.spaces.space import Space, dense_edges
 TOY = Space(name="toy", operations=("none", "skip_connect", "conv_3x3", "max_pool_3x3BN"), nodes=2, edges=dense_edges(2))
 _CELLS = "--space bench.faults:TOY --cells 2"
 _PRUNING = f"{_CELLS} --repeats 2 --width 2"
+_DARTS = "--cells 2 --channels 2 --epochs 2 --batch 8"
+_META = "--channels 2 --cells 2 --ways 3 --train-shots 3 --meta-epochs 4 --meta-batch 2 --steps 2 --batch 4 --test-steps 4"
+_MAML = "--iterations 20 --validate-every 5 --validation-tasks 4 --test-tasks 6 --batch 2"
 WORDS = {
     "metantk-nas": f"{_PRUNING} --region-images 30",
     "te-nas": f"{_PRUNING} --region-images 30",
     "linear-regions": f"{_PRUNING} --region-images 200",
     "metantk-only": _PRUNING,
     "random": _CELLS,
+    "darts": f"{_DARTS} --images 24",
+    "tetlo": f"{_DARTS} --images 12 --pairs 6 --interval 2",
+    "metanas": f"{_META} --warm-up 2 --eval-tasks 2 --eval-every 2 --validation-tasks 1",
+    "lamanas": f"{_META} --eval-tasks 2 --validation-tasks 0",
+    "maml": _MAML,
+    "anil": _MAML,
+    "boil": _MAML,
+    "meta-ticket": "--iterations 12 --validate-every 3 --validation-tasks 0 --test-tasks 4 --batch 2",
 }
+# Training loops save twice a minute; here five times a second, so that a killed toy run has checkpoints to go on from.
+HURRIED = """
+import sys
+from engine.cli import run_command
+from engine.runs import loop
+from engine.search import main
+loop.steps.__kwdefaults__["seconds"] = 0.2
+sys.exit(run_command(main, sys.argv[1:]))
+"""
 # Seconds are facts of one execution; everything else in a run directory is a function of its configuration.
 TIMES = ("seconds", "phases", "started", "finished")
-COMPARED = ("genotype.json", "scores.jsonl", "config.toml", "metrics.jsonl", "result.json")
+UNCOMPARED = ("env.json", "report.html", "lock")
 
 
 @dataclass
@@ -100,7 +120,8 @@ def campaign(method: str, kills: int, ranks: int, seed: int) -> Count:
                 if ranks > 1 or count.kills == kills:
                     _wait(process)
             count.ends += 1
-            differing = [name for name in COMPARED if _content(out / name) != _content(whole / name)]
+            names = {path.name for place in (whole, out) for path in place.iterdir() if path.is_file()}
+            differing = [name for name in sorted(names.difference(UNCOMPARED)) if _content(out / name) != _content(whole / name)]
             count.differing += bool(differing)
             count.notes += f"[run {count.ends}: {', '.join(differing)}]" if differing else ""
     return count

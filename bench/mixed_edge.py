@@ -68,11 +68,13 @@ def floor_bytes(kind: str, tensor: int, edges: int) -> int:
     return tensor * (forward if kind == "forward" else forward + (23 - 2) * edges + 2)
 
 
-def calls(kind: str, channels: int, size: int, edges: int, memory_format: str, samples: int) -> dict[str, Call]:
+def calls(
+    kind: str, channels: int, size: int, edges: int, memory_format: str, samples: int, device: str = "cpu"
+) -> dict[str, Call]:
     """The formulations on one state, one set of weights and one mixture."""
 
     def noise(purpose: str, index: int, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=stream(0, purpose, index))
+        return torch.randn(*shape, generator=stream(0, purpose, index)).to(device)
 
     x = noise("state", 0, samples, channels, size, size).contiguous(memory_format=MEMORY_FORMATS[memory_format])
     weights = [convolutions(noise, e, channels) for e in range(edges)]

@@ -1,0 +1,142 @@
+"""``python -m bench.studies.te_nas``: true accuracies of TE-NAS in NAS-Bench-201, beside random search and the published mean.
+
+Every seed runs one search (:mod:`engine.search`, resumable: finished searches in ``--out`` are read), and one random search of as
+many evaluations: distinct cells drawn at random, scored by the same two scores, of which the one with the best sum of ranks is
+taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from engine.benchmarks.statistics import ranks
+from engine.benchmarks.table import Table, load_table
+from engine.cli import run_command
+from engine.data.episodes import permutation
+from engine.methods.metantk_nas import with_width
+from engine.methods.options import TENASOptions
+from engine.methods.scorer import Scorer, load_images
+from engine.runs.streams import stream
+from engine.search import main as search
+from engine.spaces.nas_bench_201 import Codes, every_cell, parse
+from engine.spaces.space import NAS_BENCH_201
+
+# Chen et al., TE-NAS (ICLR 2021): mean test accuracy on CIFAR-10, percent.
+PUBLISHED = 93.9
+TARGET = "cifar10"
+
+
+class Row(NamedTuple):
+    """One seed: what was found, by search and at random, and the numbers of evaluations (of single networks) behind each."""
+
+    seed: int
+    searched: float | None
+    drawn: float | None
+    evaluations: int
+    drawn_evaluations: int
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and print its table."""
+    arguments = _parser().parse_args(argv)
+    table = load_table(arguments.benchmark)
+    rows = [_row(arguments, table, seed) for seed in range(arguments.seeds)]
+    print("seed  TE-NAS   random search (evaluations)")
+    for row in rows:
+        counts = f"({row.evaluations} and {row.drawn_evaluations})"
+        print(f"{row.seed:>4}  {_percent(row.searched)}  {_percent(row.drawn)}  {counts}")
+    print(f"mean  {_spread([r.searched for r in rows])}; random search {_spread([r.drawn for r in rows])}")
+    column = table.accuracy[:, table.column(TARGET)]
+    print(
+        f"published mean {PUBLISHED:.2f}; best of the table {column.max():.2f}; its mean {column.mean():.2f} ({len(table)} cells)"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.te_nas", description=__doc__)
+    parser.add_argument("--benchmark", type=Path, required=True, help="table of NAS-Bench-201 (npz or csv)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the searches")
+    parser.add_argument("--data", default="cifar10", help="images that the scores see (default: %(default)s)")
+    parser.add_argument("--data-root", default=None, help="folder that holds the data sets")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cells", type=int, default=3, help="cells of the scored networks (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=30, help="images behind a tangent kernel (default: %(default)s)")
+    parser.add_argument("--region-images", type=int, default=1000, help="images of each of three batches (default: %(default)s)")
+    return parser
+
+
+def _row(arguments: argparse.Namespace, table: Table, seed: int) -> Row:
+    options = TENASOptions(
+        space=NAS_BENCH_201.name,
+        data=arguments.data,
+        data_root=arguments.data_root,
+        seed=seed,
+        cells=arguments.cells,
+        batch=arguments.batch,
+        region_images=arguments.region_images,
+        region_batches=3,
+        device="cpu",
+    )
+    result = _searched(options, arguments.out / f"te-nas-{seed}")
+    evaluations = int(result["evaluations"]) + int(result["supernet_evaluations"])
+    count = evaluations // options.repeats
+    cell = _drawn(options, count, table)
+    return Row(
+        seed, _accuracy(table, parse(result["architecture"])), _accuracy(table, cell), evaluations, count * options.repeats
+    )
+
+
+def _searched(options: TENASOptions, out: Path) -> dict[str, Any]:
+    names = ("space", "data", "data_root", "seed", "cells", "batch", "region_images", "region_batches", "device")
+    words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    resume = ["--resume"] if (out / "config.toml").is_file() else []
+    search(["te-nas", *[w.replace("None", "none") for w in words], "--out", str(out), "--quiet", *resume])
+    return json.loads((out / "result.json").read_text())
+
+
+def _drawn(options: TENASOptions, count: int, table: Table) -> Codes:
+    """The best of ``count`` random cells by mean ranks of condition number and linear regions over the repeats.
+
+    Drawn from all cells that the table can answer for, so that a table of half the space does not hide the outcome.
+    """
+    known = [cell for cell in every_cell() if table.lookup(cell).found != "unknown"]
+    chosen = [known[place] for place in permutation(len(known), stream(options.seed, "random-search"))[:count].tolist()]
+    alive = torch.nn.functional.one_hot(torch.tensor(chosen), len(NAS_BENCH_201.operations)).bool().unsqueeze(1)
+    data = load_images(options)
+    scorer = Scorer(with_width(options, NAS_BENCH_201, data.images.shape[-1]), NAS_BENCH_201, data)
+    total = np.zeros(count)
+    for repeat in range(options.repeats):
+        draws = ("random-search", repeat)
+        found = [s for part in alive.split(scorer.width) for s in scorer.scores(part, draws, draws, draws, draws)]
+        total += ranks([scores["condition"] for scores in found], "smallest")
+        total += ranks([scores["regions"] for scores in found], "largest")
+    return chosen[int(total.argmax())]
+
+
+def _accuracy(table: Table, cell: Codes) -> float | None:
+    return table.lookup(cell).accuracy.get(TARGET)
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:7.2f}"
+
+
+def _spread(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return "too few known"
+    return f"{mean(known):.2f} +- {stdev(known):.2f} ({len(known)} of {len(values)} known)"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.proxies import cases
+from bench.registry import Settings, find
+from bench.studies.te_nas import main as te_nas
+from engine.spaces.nas_bench_201 import every_cell
+from engine.spaces.space import NAS_BENCH_201
+
+
+def test_all_at_once_is_one_call_each() -> None:
+    (case,) = cases(Settings(scale="smoke"))
+    for layout in ("contiguous", "channels_last"):
+        calls = case.build(layout, case.samples)
+        together, alone = calls["all at once"](), calls["all, one call each"]()
+        assert {name: found.value for name, found in together.items()} == pytest.approx(
+            {name: found.value for name, found in alone.items()}, rel=1e-3, abs=1e-4
+        )
+
+
+def test_proxies_are_measured() -> None:
+    rows = list(find("proxies", "cpu").rows(Settings(scale="smoke", rounds=2, methods=("all at once",))))
+    assert [row.method for row in rows] == ["grasp", "all at once"]
+    assert rows[1].ratio.median > 0
+
+
+def test_te_nas_study(tmp_path, capsys) -> None:
+    cells = np.array(list(every_cell())[::5], dtype=np.uint8)
+    np.savez(
+        tmp_path / "table.npz",
+        ops=cells,
+        op_names=np.array(NAS_BENCH_201.operations),
+        edge_order=np.array([f"{source}->{target}" for source, target in NAS_BENCH_201.edges]),
+        test_acc_200ep=cells.mean(1, keepdims=True) * 10.0,
+        datasets=np.array(["cifar10"]),
+    )
+    words = (
+        f"--benchmark {tmp_path / 'table.npz'} --out {tmp_path} --data digits --seeds 1 --cells 2 --batch 3 --region-images 20"
+    )
+    assert te_nas(words.split()) == 0
+    printed = capsys.readouterr().out
+    assert "published mean 93.90; best of the table" in printed
+    assert (tmp_path / "te-nas-0" / "result.json").is_file()
+    first = printed[printed.index("seed  TE-NAS") :]
+    assert te_nas(words.split()) == 0
+    again = capsys.readouterr().out
+    assert again[again.index("seed  TE-NAS") :] == first
