@@ -1,7 +1,7 @@
 """What ``bench/device.sh`` runs on a machine with a GPU: ``python -m bench.device tests|kernels|search --out FOLDER``.
 
-Each part writes JSON into the folder and needs only torch, Triton and the library's own small dependencies; pytest is used where it
-is installed. ``--device cpu --smoke`` rehearses the same code at tiny sizes.
+Each part writes JSON into the folder and needs only torch, Triton and the library's own small dependencies; pytest is used where
+it is installed. ``--device cpu --smoke`` rehearses the same code at tiny sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import torch
@@ -25,6 +25,7 @@ from bench.mixed_edge import PASSES, PUBLISHED, calls, floor_bytes
 from bench.rows import Quantiles, measured_on, now
 from bench.timing import Call
 
+Device = Literal["cuda", "cpu"]
 # Inputs are rotated through at least this much memory, so that no call finds its own in a GPU's caches.
 ROTATED_BYTES = 256 * 2**20
 MOST_COPIES = 16
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     return part(arguments.out, arguments.device, arguments.smoke)
 
 
-def run_tests(out: Path, device: str, smoke: bool) -> int:
+def run_tests(out: Path, device: Device, smoke: bool) -> int:
     """The GPU lane; counts and failures go into tests.json."""
     if find_spec("pytest") is None:
         _write(out / "tests.json", {"ran": False, "why": "pytest is not installed", "environment": measured_on()})
@@ -62,7 +63,7 @@ def run_tests(out: Path, device: str, smoke: bool) -> int:
     return code
 
 
-def run_kernels(out: Path, device: str, smoke: bool) -> int:
+def run_kernels(out: Path, device: Device, smoke: bool) -> int:
     """The mixed edge group against modules, eager and as CUDA graphs, each row beside the floor of this run's own ceilings."""
     found = ceilings(device, smoke)
     with (out / "kernels.jsonl").open("w") as file:
@@ -121,7 +122,7 @@ def kernel_rows(found: dict[str, float], device: str, smoke: bool) -> Iterator[d
 
 
 def seconds(ring: Sequence[Call], device: str, rounds: int) -> list[float]:
-    """Seconds of single calls, one after the other through the ring; CUDA events on a GPU, which is waited for once at the end."""
+    """Seconds of single calls, one after the other through the ring; by CUDA events on a GPU, which is waited for at the end."""
     for call in (*ring, *ring):
         call()
     if device == "cpu":
@@ -156,8 +157,8 @@ def captured(call: Call) -> Callable[[], None]:
     return graph.replay
 
 
-def run_search(out: Path, device: str, smoke: bool) -> int:
-    """One whole MetaNTK-NAS search on scikit-learn's digits, through the library; its genotype and seconds go into search.json."""
+def run_search(out: Path, device: Device, smoke: bool) -> int:
+    """One whole MetaNTK-NAS search on scikit-learn's digits, through the library; its result and seconds go into search.json."""
     from engine.methods.metantk_nas import search
     from engine.methods.options import EpisodeOptions
     from engine.methods.registry import find_method

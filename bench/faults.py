@@ -30,7 +30,7 @@ from engine.spaces.space import Space, dense_edges
 
 TOY = Space(name="toy", operations=("none", "skip_connect", "conv_3x3", "max_pool_3x3BN"), nodes=2, edges=dense_edges(2))
 _CELLS = "--space bench.faults:TOY --cells 2"
-_PRUNING = f"{_CELLS} --repeats 2 --width 2"
+_PRUNING = f"{_CELLS} --repeats 1 --width 2"
 _DARTS = "--cells 2 --channels 2 --epochs 2 --batch 8"
 _META = "--channels 2 --cells 2 --ways 3 --train-shots 3 --meta-epochs 4 --meta-batch 2 --steps 2 --batch 4 --test-steps 4"
 _MAML = "--iterations 20 --validate-every 5 --validation-tasks 4 --test-tasks 6 --batch 2"
@@ -129,16 +129,8 @@ def campaign(method: str, kills: int, ranks: int, seed: int) -> Count:
 
 def _start(method: str, out: Path, ranks: int) -> subprocess.Popen[bytes]:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "3"]
-    words = [
-        *(launcher if ranks > 1 else []),
-        "-m",
-        "engine.search",
-        method,
-        *WORDS[method].split(),
-        "--quiet",
-        "--out",
-        str(out),
-    ]
+    program = ["-c", HURRIED] if ranks == 1 else [*launcher, "-m", "engine.search"]
+    words = [*program, method, *WORDS[method].split(), "--device", "cpu", "--quiet", "--out", str(out)]
     resume = ["--resume"] if (out / "config.toml").exists() else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     return subprocess.Popen([sys.executable, *words, *resume], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -177,5 +177,7 @@ def _edges(pair: bool, shape: tuple[int, ...], layout: torch.memory_format) -> d
 def _normalised_sum(found: Normalisable) -> Tensor:
     """The sum of the normalised branches, with scale and shift applied in it."""
     scale = (found.variance + EPS).rsqrt().transpose(1, 2)[..., None]  # (B, O, 1, 1)
-    shift = (found.mean.transpose(1, 2)[..., None] * scale).sum(0)
-    return (found.y * scale[:, None]).sum(0) - shift
+    total = -(found.mean.transpose(1, 2)[..., None] * scale).sum(0)
+    for y, factor in zip(found.y, scale, strict=True):
+        total = torch.addcmul(total, y, factor)
+    return total

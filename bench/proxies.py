@@ -1,4 +1,4 @@
-"""All proxies of single passes at once on a NAS-Bench-201 network, against the dearest of them alone and against one call each."""
+"""All single-pass proxies of a NAS-Bench-201 network at once, against the dearest of them alone and against one call each."""
 
 from __future__ import annotations
 

@@ -54,14 +54,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "darts": Benchmark("bench.darts", "steps of a DARTS search, against the same steps as plain modules"),
     "layers": Benchmark("bench.layers", "masked layers, updates and an edge group's convolutions, against plain modules"),
     "mixed-edge": Benchmark("bench.mixed_edge", "what reads a state of a DARTS cell, fused, against one module after another"),
-    "meta-gradient": Benchmark(
-        "bench.meta_gradient", "the outer gradient of an MLP, written out, against a lean loop"
-    ),
+    "meta-gradient": Benchmark("bench.meta_gradient", "the outer gradient of an MLP, written out, against a lean loop"),
     "metanas": Benchmark("bench.metanas", "an inner step of MetaNAS for a meta-batch, against a plain module loop"),
     "few-shot": Benchmark("bench.few_shot", "classifiers of 1000 few-shot tasks at once, against a loop in scikit-learn"),
     "ntk": Benchmark("bench.ntk", "tangent kernels of a supernet and a single path, against one training step and plain peers"),
     "paired-round": Benchmark("bench.paired_round", "candidates scored as one batch, against two networks a candidate"),
-    "proxies": Benchmark("bench.proxies", "all single-pass proxies of a NAS-Bench-201 network at once, against the dearest alone"),
+    "proxies": Benchmark("bench.proxies", "all single-pass proxies of a network at once, against the dearest alone"),
     "regions": Benchmark("bench.regions", "linear regions of all candidates as one batch, against one candidate at a time"),
     "sample-gradient": Benchmark("bench.sample_gradient", "formulations of per-sample weight gradients, layer by layer"),
 }

@@ -111,6 +111,7 @@ class DeviceEdge(torch.autograd.Function):
         added = None if offset is None else per_unit(offset.float(), samples)
         scale, shift = folded(per_unit(factors.float(), samples), living, added, mean, rstd)
         sums = group.sums(living.squeeze(-1).to(torch.int8).contiguous(), scale.contiguous(), shift.contiguous())
+        ctx.set_materialize_grads(False)
         ctx.setting = setting
         ctx.save_for_backward(alive, mean, rstd, *tensors)
         return *sums.unbind(), *taps

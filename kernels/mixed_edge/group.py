@@ -36,6 +36,7 @@ class MixedEdge(torch.autograd.Function):
         samples, height, width, channels = image.shape
         size = (samples, -(-height // setting.stride), -(-width // setting.stride), channels)
         sums = [_weighted_sum(values, scale[e], shift[e], edge, size, units) for e, edge in enumerate(where)]
+        ctx.set_materialize_grads(False)
         ctx.setting, ctx.units, ctx.where = setting, units, where
         ctx.save_for_backward(alive, mean, rstd, *tensors)
         rectified = F.relu(x) if filters else x
@@ -58,13 +59,14 @@ class MixedEdge(torch.autograd.Function):
         x, factors, offset, *filters = tensors
         edges = factors.shape[1]
         found: list[Tensor | None] = [None] * len(tensors)
-        dx, dfactors, doffset = _sum_gradients(ctx, alive, mean, rstd, x, factors, cotangents[:edges])
-        found[1] = dfactors.to(factors.dtype) if needed[1] else None
-        found[2] = doffset.to(offset.dtype) if needed[2] else None
+        given = cotangents[:edges]
+        if any(g is not None for g in given):
+            found[0], dfactors, doffset = _sum_gradients(ctx, alive, mean, rstd, x, factors, given)
+            found[1] = dfactors.to(factors.dtype) if needed[1] else None
+            found[2] = doffset.to(offset.dtype) if needed[2] else None
         found[3:], from_taps = _tap_gradients(ctx.setting, x, filters, cotangents[edges:], needed)
-        if needed[0]:
-            dx = dx.permute(0, 3, 1, 2).to(x.dtype)
-            found[0] = dx if from_taps is None else dx.add_(from_taps)
+        if from_taps is not None:
+            found[0] = from_taps if found[0] is None else found[0].add_(from_taps)
         return None, None, *found
 
 
@@ -111,8 +113,8 @@ def _weighted_sum(
 
 def _sum_gradients(
     ctx: Any, alive: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, factors: Tensor, cotangents: Sequence[Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the sums: of x (B, H, W, C), the factors (R, E, 3, C) and the offset (R, E, C)."""
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients of the sums: of x (None if it needs none), the factors (R, E, 3, C) and the offset (R, E, C)."""
     (norm, stride, _), units, where = ctx.setting, ctx.units, ctx.where
     image = channels_behind(x)
     values = _operations(image, where, stride)
@@ -134,6 +136,9 @@ def _sum_gradients(
         ]
     ).unflatten(0, (len(given), len(OPERATIONS)))
     products = products * rstd
+    dfactors, doffset = per_row(products * positions, len(alive)), per_row(totals * positions, len(alive))
+    if not ctx.needs_input_grad[2]:
+        return None, dfactors, doffset
     weights, living = per_unit(factors.to(rstd.dtype), units), per_unit(alive.unsqueeze(-1), units)
     direct, slope, constant = cotangent_factors(weights, living, rstd, totals, products, norm)
     slope = slope * rstd
@@ -159,7 +164,7 @@ def _sum_gradients(
         elif o == AVERAGE:
             cotangent = average_pool_backward(cotangent, image.shape[1], image.shape[2], stride)
         dx += cotangent
-    return dx, per_row(products * positions, len(alive)), per_row(totals * positions, len(alive))
+    return dx.permute(0, 3, 1, 2).to(x.dtype), dfactors, doffset
 
 
 def _tap_gradients(

@@ -360,6 +360,21 @@ def test_an_architecture_pass_forms_no_weight_gradients(monkeypatch: pytest.Monk
     assert all(g is not None for g in torch.autograd.grad(sum(y.sum() for y in outputs), (given_["x"], given_["mixture"])))
 
 
+def test_outputs_that_are_not_used_need_no_gradient() -> None:
+    given_ = inputs(1, (2, 4, 5, 5), False)
+    x, mixture = given_["x"].requires_grad_(), given_["mixture"].requires_grad_()
+    outputs = run(given_, Norm(), 1)
+    wanted = plain_edge(x, mixture, given_["filters"], Norm(), 1, None, None)
+    for used in ([1], [3], [0, 4]):
+        leaves = [x, mixture] if used[0] < 2 else [x]
+        pairs = [
+            torch.autograd.grad(sum(ys[i].pow(2).sum() for i in used), leaves, retain_graph=True) for ys in (outputs, wanted)
+        ]
+        assert error(pairs[0][0], pairs[1][0]) < 1e-12
+    only = torch.autograd.grad(run(given_ | {"x": x.detach()}, Norm(), 1)[1].pow(2).sum(), mixture)[0]
+    assert error(only, torch.autograd.grad(wanted[1].pow(2).sum(), mixture)[0]) < 1e-12
+
+
 def test_a_batch_of_no_samples() -> None:
     given_ = inputs(1, (0, 4, 5, 5), False) | {"filters": []}
     x, mixture = given_["x"].requires_grad_(), given_["mixture"].requires_grad_()
