@@ -44,8 +44,10 @@ def rows(settings: Settings) -> Iterator[Row]:
         for method in ("maml", "meta-ticket"):
             setup = partial(calls, network, method)
             for row in measure(_case(network, method, setup, 2 if smoke else 4), settings):
-                note = _note(network, method, row.cpu_s.median, smoke) if row.method == OWN else row.note
-                yield replace(row, note=note)
+                if row.method == OWN:
+                    said = _note(network, method, row.cpu_s.median, smoke)
+                    row = replace(row, note=f"{said}; {row.note}".removesuffix("; "))
+                yield row
 
 
 def _case(network: str, method: str, build: partial[dict[str, Call]], tasks: int) -> Case:

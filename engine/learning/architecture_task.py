@@ -21,10 +21,10 @@ from engine.spaces.relaxations import annealed_temperature, check_annealing
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, K), labels (N,)) -> scalar
 
 
-class TaskModel(Protocol):
-    """What a task learner trains: logits (N, K) of images as a function of weights (P,) and architecture parameters (A,).
+class Classifier(Protocol):
+    """Logits (N, K) of images as a function of weights (P,) and architecture parameters (A,); A = 0 without architecture.
 
-    ``alive`` may leave out what does not weigh; ``masks`` are DropPath's. A network without architecture has A = 0.
+    ``alive`` may leave out what does not weigh; ``masks`` are DropPath's.
     """
 
     def __call__(
@@ -38,6 +38,10 @@ class TaskModel(Protocol):
         masks: Tensor | None = None,
     ) -> Tensor:
         """Logits (N, K)."""
+
+
+class TaskModel(Classifier, Protocol):
+    """What a task learner trains."""
 
     def active(self, alphas: Tensor, temperature: float) -> Tensor | None:
         """Which operations weigh something, on the host; None where that is fixed."""
@@ -253,7 +257,7 @@ class _State:
 
 
 def predictions(
-    model: TaskModel,
+    model: Classifier,
     weights: Tensor,
     alphas: Tensor,
     temperature: float,

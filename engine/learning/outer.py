@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from engine.errors import ConfigurationError
 from engine.learning.inner import SGD, Params, adapt, moving
@@ -29,11 +29,6 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of (N, K) logits."""
     return cross_entropy(logits, labels)
-
-
-def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error."""
-    return mse_loss(predicted, target)
 
 
 @dataclass(frozen=True)

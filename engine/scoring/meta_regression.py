@@ -54,9 +54,8 @@ def maml_regression(
     trained = len(query_targets)
     if trained % query or not 0 < trained <= tasks * query:
         raise ValueError(f"query_targets: {trained} rows are not the queries of 1 to {tasks} tasks of {query}")
-    shape = {"tasks": tasks, "query": query, "support": support}
-    phi = metantk(theta, **shape, time=inner_time, reg=0.0)
-    adapted = adapted_outputs(theta, outputs, support_targets, **shape, time=inner_time)
+    phi = metantk(theta, tasks=tasks, query=query, support=support, time=inner_time, reg=0.0)
+    adapted = adapted_outputs(theta, outputs, support_targets, tasks=tasks, query=query, support=support, time=inner_time)
     learned = adaptation(phi[:, :trained], phi[:trained, :trained], time=outer_time, reg=0.0)
     return adapted + learned @ (query_targets.double() - adapted[:trained])
 

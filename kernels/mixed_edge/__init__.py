@@ -71,7 +71,9 @@ def mixed_edge(
         order, under torch.func, forward mode and torch.compile, are the plain formulation's.
 
     On the CPU one pass a pool and direction, two for its moments, E for its sums; the backward computes the pools again and takes
-    E + 1 reductions and E + 2 passes for each. Half precisions are computed in float32, and rounded once.
+    E + 1 reductions and E + 2 passes for each. Half precisions are computed in float32, and rounded once. Many taps outgrow a
+    CPU's caches before they are read: a forward pass without gradients is faster there with each
+    :func:`engine.kernels.depthwise.depthwise` next to its pointwise convolution and no ``filters`` here.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.

@@ -1,0 +1,106 @@
+"""The lamanas command: every variant, and that the loss network is learned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.cli import main
+from engine.data import load
+from engine.methods.lamanas import LossTraining
+from engine.methods.lamanas_options import LamanasOptions
+from engine.runs.config import resolve
+
+TINY = ["--channels", "2", "--cells", "2", "--ways", "3", "--train-shots", "3", "--meta-epochs", "2", "--meta-batch", "2"]
+TINY += ["--steps", "2", "--batch", "4", "--test-steps", "4", "--eval-tasks", "2", "--validation-tasks", "0", "--device", "cpu"]
+
+
+def search(*words: str) -> int:
+    return main(["search", "lamanas", *TINY, "--quiet", *words])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--loss", "fnn", "--proxy", "mse", "--loss-at-test", "step"],
+        ["--loss", "lstm", "--residual", "false", "--faithful"],
+        ["--loss", "lstm", "--loss-at-test", "step"],
+        ["--loss", "cross-entropy"],
+        ["--meta-learner", "maml", "--meta-rate", "0.1"],
+        ["--network", "conv4", "--proxy", "mse"],
+    ],
+)
+def test_every_variant_runs(tmp_path: Path, words: list[str]) -> None:
+    assert search("--out", str(tmp_path / "a"), *words) == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
+    learned = "cross-entropy" not in words
+    assert all(("cosine" in line) == learned for line in lines if line["event"] == "meta-update")
+    assert all(("learned_loss" in line) == learned for line in lines if line["event"] == "test")
+    assert ("loss_parameters" in result) == learned
+    if learned:
+        assert -1 <= result["cosine_first"] <= 1
+        assert result["plots"][-1]["series"][0]["x"] == [1, 2]
+
+
+def training(*words: str) -> LossTraining:
+    options = resolve("lamanas", [*TINY, *words])
+    assert isinstance(options, LamanasOptions)
+    return LossTraining(options, load("digits"))
+
+
+@pytest.mark.parametrize(
+    ("words", "moves"),
+    [
+        (["--proxy", "mse"], True),
+        (["--proxy", "inner-product"], True),
+        (["--meta-learner", "maml"], True),
+        (["--faithful"], False),
+    ],
+)
+def test_the_loss_network_is_learned_unless_faithful(words: list[str], moves: bool) -> None:
+    run = training(*words)
+    before = run.phi.clone()
+    run.update(0)
+    assert bool((run.phi != before).any()) == moves
+
+
+def test_a_stopped_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    assert search("--out", str(tmp_path / "whole")) == 0
+    original = LossTraining.update
+
+    def stopping(self: LossTraining, epoch: int) -> Any:
+        found = original(self, epoch)
+        signal.raise_signal(signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(LossTraining, "update", stopping)
+    assert search("--out", str(tmp_path / "b")) == 75
+    monkeypatch.undo()
+    assert search("--out", str(tmp_path / "b"), "--resume") == 0
+    assert (tmp_path / "b/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--meta-learner", "fomaml"], "--meta-learner: fomaml"),
+        (["--network", "conv4"], "--proxy"),
+        (["--loss-rate", "-1"], "--loss-rate"),
+    ],
+)
+def test_bad_input(tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search("--out", str(tmp_path / "a"), *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_published_setting() -> None:
+    options = resolve("lamanas", ["--preset", "published"])
+    assert isinstance(options, LamanasOptions)
+    assert (options.ways, options.shots, options.channels, options.meta_epochs) == (20, 5, 28, 200)
+    assert (options.test_steps, options.test_architecture, options.warm_up) == (50, 50, 0)

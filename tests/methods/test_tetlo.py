@@ -1,0 +1,111 @@
+"""The TETLO search end to end, and what its two models share."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.cli import run_command
+from engine.errors import Preempted
+from engine.methods.darts_data import Halves
+from engine.methods.darts_learner import run_search
+from engine.methods.darts_options import TetloOptions
+from engine.methods.tetlo import Tetlo
+from engine.runs.progress import Progress
+from engine.runs.run import Run
+from engine.runs.signals import graceful
+from engine.search import main
+
+TINY = {"device": "cpu", "cells": 2, "channels": 2, "batch": 4, "images": 12, "epochs": 2, "pairs": 6, "interval": 2}
+WORDS = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
+
+
+def learner(**changes: Any) -> Tetlo:
+    options = TetloOptions(**{**TINY, **changes})
+    return Tetlo(options, Halves(options))
+
+
+def test_leaves_a_whole_run_directory(tmp_path: Path) -> None:
+    assert main(["tetlo", *WORDS, "--base", "darts1st", "--quiet", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["method"] == "tetlo"
+    assert result["evaluations"] == 6
+    assert (tmp_path / "report.html").exists()
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_models_share_everything_but_the_last_cell_and_the_head() -> None:
+    tetlo = learner()
+    shared, start = tetlo.shared, tetlo.main.w.clone()
+    names = [name for name, _ in tetlo.network.layout.shapes]
+    own = [name for name in names if name.startswith(("supernet.cells.0.", "supernet.classifier."))]
+    assert names[-len(own) :] == own
+    for step in range(2):
+        tetlo.iterate(0, step)
+        assert torch.equal(tetlo.main.w[:shared], tetlo.auxiliary.w[:shared])
+    assert not torch.equal(tetlo.main.w[:shared], start[:shared])
+    assert not torch.equal(tetlo.main.w[shared:], tetlo.auxiliary.w[shared:])
+
+
+def test_architecture_moves_on_its_interval_and_every_weight_of_the_objective_counts() -> None:
+    moved = {}
+    for name, changes in {
+        "default": {},
+        "published": {"faithful": True},
+        "first": {"base": "darts1st"},
+        "main only": {"gamma": 0.0},
+        "strong": {"lam": 5.0},
+        "mean": {"similarity": "mean", "lam": 5.0},
+    }.items():
+        tetlo = learner(interval=3, batch=6, images=18, pairs=15, **changes)
+        tetlo.iterate(0, 0)
+        gradient = tetlo.adam.first.clone()
+        tetlo.iterate(0, 1)
+        assert torch.equal(tetlo.adam.first, gradient), name
+        moved[name] = gradient
+    found = list(moved.values())
+    assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+def test_stopped_search_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
+    whole = learner()
+    for step in range(6):
+        whole.iterate(*divmod(step, 3))
+
+    class Stopping(Tetlo):
+        def iterate(self, epoch: int, step: int) -> None:
+            super().iterate(epoch, step)
+            if (epoch, step) == (1, 0):
+                signal.raise_signal(signal.SIGTERM)
+
+    options = whole.options
+    with Run.create(tmp_path, "", {}) as run, graceful() as stop, pytest.raises(Preempted):
+        run_search(Stopping(options, Halves(options)), run, stop, lambda *a, **k: Progress(*a, quiet=True, **k))
+    resumed = learner()
+    with Run.resume(tmp_path) as run, graceful() as stop:
+        run_search(resumed, run, stop, lambda *a, **k: Progress(*a, quiet=True, **k))
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, resumed.tensors()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--pairs", "7"], "make 6 pairs, fewer than --pairs 7"),
+        (["--gamma", "-1"], "--gamma must be at least 0"),
+        (["--lam", "-0.5"], "--lam must be at least 0"),
+        (["--base", "gdas"], "--base"),
+        (["--cells", "1"], "--cells must be at least 2"),
+    ],
+)
+def test_bad_options(tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(main, ["tetlo", *WORDS, *words, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
