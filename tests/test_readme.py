@@ -16,7 +16,14 @@ BLOCKS = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?```python\n(.*?)```", (R
 
 
 @pytest.mark.parametrize(
-    ("title", "printed"), [("Scores of your own networks", " ok\n"), ("A cell as a network", "torch.Size([2, 10])\n")]
+    ("title", "printed"),
+    [
+        ("Scores of your own networks", " ok\n"),
+        ("A cell as a network", "torch.Size([2, 10])\n"),
+        ("Training, testing, comparing", "torch.Size([1000, 75])\n"),
+        ("Scores against trained architectures", "'jacov': 'ok', 'params': 'ok'}\n"),
+        ("Speed", "torch.Size([4, 8])\n"),
+    ],
 )
 def test_library_examples_print_what_they_promise(title, printed, capsys):
     exec(compile(BLOCKS[title], title, "exec"), {})

@@ -10,8 +10,9 @@ import io
 import math
 import pickle
 import re
+import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -120,12 +121,22 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 }
 
 
+def _load_bytearray8(unpickler: Any) -> None:
+    # The standard library fills a bytearray of the declared size before it looks whether the file has so much.
+    (size,) = struct.unpack("<Q", unpickler.read(8))
+    if size > MAX_BYTES:
+        raise _Refused(f"a bytearray of {size} bytes")
+    unpickler.append(bytearray(unpickler.read(size)))
+
+
 class _Unpickler(pickle._Unpickler):
     # The unpickler written in Python: the C one lets six damaged bytes ask for a memo table of tens of gigabytes.
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise _Refused(f"{module}.{name}")
         return _ALLOWED[module, name]
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}
 
 
 def load_pickle(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from engine.data.augment import normalise
 from engine.data.episodes import Episodes
+from engine.data.image_set import ImageSet
 from engine.evaluation.augment import augment
 from engine.evaluation.classifiers import fit
 from engine.evaluation.networks import embed
@@ -60,23 +61,23 @@ def extract_features(options: RFSOptions, protocol: Protocol, network: nn.Module
     order = data.members(protocol.test).order.to(data.images.device)
     network.eval()
     chunks = order.split(IMAGES)
-    plain = _embedded(network, [normalise(data.images[chunk], data.mean, data.std) for chunk in chunks])
+    plain = _embedded(network, (normalise(data.images[chunk], data.mean, data.std) for chunk in chunks))
     views = plain[None]
     if options.support_views > 1:
-        copies = [
-            [
-                augment(data, data.images[chunk], options.augmentation, stream(options.seed, "support-view", view, k))
-                for k, chunk in enumerate(chunks)
-            ]
-            for view in range(options.support_views)
-        ]
-        views = torch.stack([_embedded(network, batches) for batches in copies])
+        views = torch.stack([_embedded(network, _view(options, data, chunks, v)) for v in range(options.support_views)])
     rows = torch.full((len(data.images),), -1, device=order.device)
     rows[order] = torch.arange(len(order), device=order.device)
     return Features(plain, views, rows)
 
 
-def _embedded(network: nn.Module, batches: list[Tensor]) -> Tensor:
+def _view(options: RFSOptions, data: ImageSet, chunks: Sequence[Tensor], view: int) -> Iterator[Tensor]:
+    """One augmented copy of every image of ``chunks``."""
+    for k, chunk in enumerate(chunks):
+        yield augment(data, data.images[chunk], options.augmentation, stream(options.seed, "support-view", view, k))
+
+
+def _embedded(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Features of images that are made batch by batch, so that only one batch of them is held."""
     found = [embed(network, batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
     return normalize(torch.cat(found).float(), dim=1)
 

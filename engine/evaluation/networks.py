@@ -37,8 +37,8 @@ REFERENCES: dict[str, Callable[[int, int, int], nn.Module]] = {
 def find_genotype(name: str, directory: Path) -> Genotype | None:
     """The genotype that ``name`` stands for; None where it is a reference network.
 
-    The genotype.json of the run in ``directory`` comes first, so a run goes on after the file it was started from has gone.
-    Then a genotype file, then a run directory; anything else is a :class:`ConfigurationError`.
+    Published names come first, then the genotype.json of the run in ``directory``, so that it goes on after the file it was
+    started from has gone, then a genotype file, then a run directory; anything else is a :class:`ConfigurationError`.
     """
     if name in REFERENCES:
         return None

@@ -78,7 +78,7 @@ class NetworkOptions(RunOptions):
     """Which network is built, and on which images."""
 
     network: str = "res5"
-    """Run directory, genotype.json, published genotype (darts-v2, metanas-in-v2, ...), or a network such as conv4, res5, resnet12."""
+    """Run directory, genotype.json, published genotype (darts-v2, metanas-in-v2), or network such as conv4, res5, resnet12."""
     space: str | None = None
     """Space of the genotype if it is your own: package.module:NAME."""
     cells: int = 5

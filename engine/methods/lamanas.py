@@ -113,15 +113,15 @@ class LossTraining(MetaTraining):
                 logits = self.learner.train(weights, alphas, x, temperature)
             value = mse_proxy(network, phi, logits, y)
         else:
-            ends = [t.detach().requires_grad_(True) for t in (weights, alphas)]
-            logits = self._twice_differentiable()(*ends, x, temperature)
-            tangent = descent_tangent(logits, y, ends, (self.options.rate, self.options.architecture_rate))
+            weights, alphas = (t.detach().requires_grad_(True) for t in (weights, alphas))
+            logits = self._twice_differentiable()(weights, alphas, x, temperature)
+            tangent = descent_tangent(logits, y, (weights, alphas), (self.options.rate, self.options.architecture_rate))
             logits = logits.detach()
             value = inner_product_proxy(network, phi, logits, y, tangent)
         (gradient,) = torch.autograd.grad(value, phi)
         phi = phi.detach()
-        moments = [torch.zeros_like(phi) for _ in range(2)]
-        adam_(phi, gradient, *moments, 1, rate=self.options.loss_rate, rule=AdamRule((0.0, 0.999)))
+        first, second = torch.zeros_like(phi), torch.zeros_like(phi)
+        adam_(phi, gradient, first, second, 1, rate=self.options.loss_rate, rule=AdamRule((0.0, 0.999)))
         return phi, logits
 
     def _twice_differentiable(self) -> ReferenceNetwork:

@@ -153,7 +153,7 @@ class MetaTraining:
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         found = [self.test("val", ("validation", t)) for t in range(self.options.validation_tasks)]
-        names = [name for name in ("accuracy", "pruned_accuracy") if name in found[0]]
+        names: list[str] = [name for name in ("accuracy", "pruned_accuracy") if name in found[0]]
         means = {name: interval([record[name] for record in found])["mean"] for name in names}
         self.validations.append({"epoch": epoch + 1, **means})
         return {"event": "validation", "epoch": epoch, **means}
@@ -200,8 +200,9 @@ class MetaTraining:
 def outcome(options: MetaNASOptions, training: MetaTraining) -> dict[str, Any]:
     """The result of a finished run."""
     tests, state = training.tests, training.snapshot()[0]
-    columns = {name: interval([t[name] for t in tests]) for name in ("accuracy", "pruned_accuracy") if name in tests[0]}
-    counted = [name for name in ("parameters", "pruned_parameters") if name in tests[0]]
+    names: list[str] = [name for name in ("accuracy", "pruned_accuracy") if name in tests[0]]
+    columns = {name: interval([t[name] for t in tests]) for name in names}
+    counted: list[str] = [name for name in ("parameters", "pruned_parameters") if name in tests[0]]
     sizes = {name: interval([float(t[name]) for t in tests])["mean"] for name in counted}
     result: dict[str, Any] = {
         "network": options.network,

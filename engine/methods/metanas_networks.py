@@ -71,7 +71,7 @@ def build(options: MetaNASOptions, channels_in: int, size: int) -> Learner:
             space=METANAS,
         )
     initialise(module, generator, kaiming=False)
-    network = FixedNetwork(module.to(memory_format=torch.channels_last))
+    network = FixedNetwork(module)
     return Learner(network, network, network.layout.pack(dict(module.named_parameters())).detach(), torch.zeros(0), genotype)
 
 

@@ -31,8 +31,16 @@ def load_data(options: MetaNASOptions) -> ImageSet:
 
 def drawn(options: MetaNASOptions, data: ImageSet, split: str, *, shots: int, tasks: int, address: Address) -> Task:
     """Tasks of a split, by address."""
-    sizes = {"ways": options.ways, "shots": shots, "queries": options.queries, "tasks": tasks}
-    return image_tasks(data, split, seed=options.seed, address=address, **sizes)
+    return image_tasks(
+        data,
+        split,
+        ways=options.ways,
+        shots=shots,
+        queries=options.queries,
+        tasks=tasks,
+        seed=options.seed,
+        address=address,
+    )
 
 
 def supports(options: MetaNASOptions, task: Task, batch: int, address: Address) -> Supports:

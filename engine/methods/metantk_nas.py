@@ -23,7 +23,6 @@ from engine.methods.pruning import Candidate, Decision, Pruning, Record
 from engine.methods.scorer import Scorer, load_images
 from engine.methods.steps import Batch, Found, StepWork
 from engine.runs.config import rewrite_config
-from engine.runs.loop import Pace
 from engine.runs.stopwatch import Stopwatch
 from engine.scoring.ablations import bytes_per_architecture, forward_macs
 from engine.spaces.cost import count
@@ -42,7 +41,7 @@ BASE_BYTES = 400e6
 def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Run Algorithm 1 to a single-path network and return what goes into result.json.
 
-    Checkpoints come between batches of candidates, at the pace of :class:`~engine.runs.loop.Pace`; ranks share the batches.
+    Checkpoints come between batches of candidates, as :meth:`~engine.runs.run.Run.offer` paces them; ranks share the batches.
     Raises :class:`~engine.errors.NumericalError` when no repeat gives the supernet a usable score, or when any score is not
     finite and ``options.nonfinite`` says ``"stop"``.
     """
@@ -63,7 +62,7 @@ def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[
             decision = pruning.decide(work.state, work.records)  # lines 8-16
             run.append("metrics.jsonl", round_line(space, work, decision, len(candidates), watch))
             work.advance(decision, watch)
-            run.save(work.to_dict())
+            run.offer(work.to_dict, stop)
             stop.check()
     return outcome(options, space, scorer, work)  # line 17
 
@@ -75,7 +74,7 @@ def score(
 
     Ends early where memory ran out, with the options that have the new width; the rest of the step is then to be cut anew.
     """
-    width, pace = scorer.width, Pace()
+    width = scorer.width
     label = f"step {work.step} from {len(work.records)} by {width}"
 
     def found(number: int) -> dict[str, Any]:
@@ -87,9 +86,7 @@ def score(
         for record in records:
             run.append("scores.jsonl", score_line(scorer.space, work, record))
         warn_of_nonfinite(records, scorer.space, options, bar)
-        if stop.requested or pace.due():
-            run.save(work.to_dict())
-            pace.saved()
+        run.offer(work.to_dict, stop)
         bar.advance(len(records), step=work.step)
         stop.check()
         if merged.width != width:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.kernels import depthwise
-from engine.kernels.transforms import is_transformed
+from engine.kernels.transforms import is_transformed, plain_gradients
 
 EPS = 1e-5
 Pair = tuple[int, int]
@@ -147,10 +147,11 @@ class _NormGradient(torch.autograd.Function):
         return _jacobian(g, x, mean, rstd)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Any) -> Any:
         """<u, J g> / M = r (mean(g u) - mean(g) mean(u) - mean(g y) mean(u y)), differentiated for g and for x."""
         (g, x, mean, rstd), (u,) = ctx.saved_tensors, cotangents
+        if torch.is_grad_enabled():  # somebody will differentiate once more: plain formulas serve
+            return *plain_gradients(_plain_jacobian, (g, x), ctx.needs_input_grad[:2], (u,)), None, None
         y = (x - mean[:, None, None]).mul_(rstd[:, None, None])
         g1, u1, gy, uy, gu = _mean(g), _mean(u), _mean(g * y), _mean(u * y), _mean(g * u)
         square = rstd * rstd
@@ -164,6 +165,16 @@ def _jacobian(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     return torch.ops.aten.native_batch_norm_backward(g, x, None, None, None, mean, rstd, True, EPS, wanted)[0]
 
 
+def _plain_jacobian(g: Tensor, x: Tensor) -> tuple[Tensor]:
+    def mean(values: Tensor) -> Tensor:
+        return values.mean((0, 2, 3), keepdim=True)
+
+    centred = x - mean(x)
+    rstd = (mean(centred * centred) + EPS).rsqrt()
+    y = centred * rstd
+    return (rstd * (g - mean(g) - y * mean(g * y)),)
+
+
 def _mean(x: Tensor) -> Tensor:
     """Mean of each channel, (C,)."""
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -171,7 +182,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def batch_norm(x: Tensor) -> Tensor:
-    """Normalise (N, C, H, W) by the statistics of the batch: biased variance, eps 1e-5. Differentiable twice."""
+    """Normalise (N, C, H, W) by the statistics of the batch: biased variance, eps 1e-5. Differentiable at will."""
     if x.device.type != "cpu" or is_transformed():
         return torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)[0]
     return _Normalisation.apply(x)

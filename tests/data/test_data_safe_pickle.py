@@ -4,6 +4,7 @@ import builtins
 import os
 import pickle
 import pickletools
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -149,3 +150,13 @@ def test_damaged_pickles_are_one_line_errors_or_values(problem: Callable[..., st
     cut = data.draw(st.integers(0, len(good)))
     damaged = good[:cut] + data.draw(st.binary(max_size=6)) + good[cut + data.draw(st.integers(0, 6)) :]
     assert len(problem(parse_pickle, damaged, "damaged").splitlines()) <= 1
+
+
+def test_a_declared_size_is_not_filled_before_it_is_read() -> None:
+    content = pickle.dumps(bytearray(b"123"), 5)
+    assert parse_pickle(content, "good") == bytearray(b"123")
+    started = time.process_time()
+    for size in (2**31, 2**60):
+        with pytest.raises(ConfigurationError, match=r"EOFError|UnpicklingError|refused"):
+            parse_pickle(b"\x80\x05\x96" + size.to_bytes(8, "little") + b"123.", "bad")
+    assert time.process_time() - started < 0.2

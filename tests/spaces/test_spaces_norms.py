@@ -60,6 +60,6 @@ def test_unknown_norm_lists_the_known_ones():
 
 def test_what_owns_nothing_is_stateless():
     stateless = {name for name in NORMS if is_stateless(NORMS[name](16))}
-    assert stateless == {"groupnorm16", "groupnorm32", "instancenorm", "batchstat", "none"}
+    assert stateless == {"groupnorm16", "groupnorm32", "instancenorm", "batchstat", "batchstat-trained", "none"}
     x = batch(2, 4, 3, 3)
     assert NoNorm(4)(x) is x

@@ -36,12 +36,11 @@ def read(base: Path, request: Request) -> ImageSet | None:
         for folder in classes:
             table["train"][folder.name], table["val"][folder.name] = _shares(folder.name, class_pictures(folder))
     if "test" in request.splits:
-        folders = subfolders(base / "val")
-        table["test"] = {folder.name: class_pictures(folder) for folder in folders} if folders else _flat_val(base)
+        table["test"] = {folder.name: class_pictures(folder) for folder in subfolders(base / "val")} or _flat_val(base)
     return build_from_pictures(request, table, f"class folders {base}")
 
 
-def _flat_val(base: Path) -> dict[str, list[Picture]]:
+def _flat_val(base: Path) -> dict[str, Sequence[Picture]]:
     """The images of a ``val`` without class folders, by class; none where there are no images."""
     files = {path.stem: path for path in (base / "val").glob("*") if path.suffix.lower() in SUFFIXES}
     if not files:
@@ -51,7 +50,7 @@ def _flat_val(base: Path) -> dict[str, list[Picture]]:
         if name not in files:
             raise ConfigurationError(f"{base / 'val'}: image {name} of the ground truth is not there; unpack the archive again")
         found.setdefault(label, []).append(file_picture(files[name]))
-    return dict(sorted(found.items()))
+    return {label: found[label] for label in sorted(found)}
 
 
 def _truth(base: Path, names: list[str]) -> list[tuple[str, str]]:
