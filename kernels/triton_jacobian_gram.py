@@ -285,7 +285,7 @@ def launch_depthwise_rows(left: Tensor, right: Tensor) -> Tensor:
 
 
 def depthwise_constants(taps: int) -> dict[str, int]:
-    """A program takes as many positions at a time as give a thread 8 products: more leave no room for four blocks (Triton 3.6)."""
+    """A program takes as many positions at a time as give a thread 8 products; with more, four blocks do not fit (Triton 3.6)."""
     columns = triton.next_power_of_2(taps)
     positions = max(1, DEPTHWISE_PRODUCTS // DEPTHWISE_CHANNELS // columns)
     return {"BLOCK_Q": positions, "BLOCK_C": DEPTHWISE_CHANNELS, "BLOCK_T": columns}

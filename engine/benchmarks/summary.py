@@ -174,6 +174,7 @@ def _plot(verdict: Verdict, scores: Sequence[Score], truth: np.ndarray, target: 
         "y_label": f"test accuracy on {target} (percent)",
         "series": [{"name": verdict.name, "x": ranks(scores, best).tolist(), "y": truth.tolist()}],
         "kind": "scatter",
+        "scale": "linear",
     }
 
 

@@ -1,6 +1,6 @@
 """The options of the DARTS family. No torch here.
 
-Defaults and presets follow reference note tetlo-darts: ``published`` is section 1.5.
+Values and presets follow reference note tetlo-darts: ``published`` is section 1.5.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from engine.errors import ConfigurationError
 from engine.methods.options import NATIVE_LIMIT, SearchOptions
 from engine.spaces.darts import searched_space
 
+# The real thing at toy size, for images of 8x8.
+_TOY = {"cells": 3, "channels": 8, "images": 512}
 _SMALL = {"cells": 5, "channels": 8, "size": 16, "batch": 64, "epochs": 20}
 
 DARTS_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {**_TOY, "epochs": 8},
     "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32, "batch": 64, "epochs": 50},
     "small": {**_SMALL, "data": "cifar10"},
 }
@@ -102,7 +104,7 @@ class DartsOptions(FamilyOptions):
 
 # Tables 26 to 29 say 30 epochs, 0.1 for lambda and batches of 32; section 4 of the text agrees for DARTS.
 TETLO_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {**_TOY, "epochs": 4},
     "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32},
     "small": {**_SMALL, "data": "cifar10"},
 }

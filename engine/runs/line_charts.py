@@ -35,20 +35,22 @@ class Axis:
     ticks: list[float]
 
 
-def line_chart(title: str, x_label: str, y_label: str, series: Sequence[Series], *, scatter: bool = False) -> str:
+def line_chart(
+    title: str, x_label: str, y_label: str, series: Sequence[Series], *, scatter: bool = False, linear: bool = False
+) -> str:
     """Return a legend and a chart of all series, or nothing where no series has a point.
 
     Lines join the points in their order and intervals are a band around them; ``scatter=True`` draws dots, and intervals as bars.
-    The y axis, and the x axis of a scatter, is logarithmic where all values are positive and span more than a factor of 100.
-    Of a series at most 1000 points are drawn, evenly chosen, the last among them.
+    The y axis, and the x axis of a scatter, is logarithmic where all values are positive and span more than a factor of 100,
+    unless ``linear``. Of a series at most 1000 points are drawn, evenly chosen, the last among them.
     """
     shown = [_thinned(item) for item in series if item.points]
     if not shown:
         return ""
     xs = [x for item in shown for x, _ in item.points]
     ys = [y for item in shown for _, y in item.points] + [v for item in shown for pair in item.intervals for v in pair]
-    x = _axis(xs, LEFT, WIDTH - RIGHT, may_be_logarithmic=scatter)
-    y = _axis(ys, HEIGHT - BOTTOM, TOP, may_be_logarithmic=True)
+    x = _axis(xs, LEFT, WIDTH - RIGHT, may_be_logarithmic=scatter and not linear)
+    y = _axis(ys, HEIGHT - BOTTOM, TOP, may_be_logarithmic=not linear)
     draw = _scatter if scatter else _line
     marks = "".join(draw(index, item, x.at, y.at) for index, item in enumerate(shown))
     label = escape(f"{title}: {y_label} against {x_label}")

@@ -26,7 +26,9 @@ ELSEWHERE = (
     "plots",
     "tables",
     "tests",
-)  # parts of the result with a section of their own
+    "scores",
+    "published",
+)  # parts of the result that a section or a table of its own shows
 LABELS = {"cpu_seconds": "CPU time", "seconds": "Time", "flops": "FLOPs", "data": "Data set"}
 
 

@@ -1,7 +1,8 @@
 """The plots and tables that a command put into result.json, checked and drawn.
 
-``plots`` is a list of ``{"title", "x_label", "y_label", "series": [...], "kind"?}``, a series being
-``{"name", "x", "y", "low"?, "high"?}`` with lists of numbers, and ``kind`` "line" or "scatter"; ``tables`` is a list of
+``plots`` is a list of ``{"title", "x_label", "y_label", "series": [...], "kind"?, "scale"?}``, a series being
+``{"name", "x", "y", "low"?, "high"?}`` with lists of numbers, ``kind`` "line" or "scatter", and ``scale`` "linear" where a wide
+span shall not make an axis logarithmic; ``tables`` is a list of
 ``{"title", "columns", "rows", "note"?}`` with a list for each row. What does not fit is left out, never an error.
 """
 
@@ -42,7 +43,8 @@ def tables(run: RunFiles) -> str:
 def _plot(item: dict[str, Any]) -> str:
     title, x_label, y_label = (_text(item.get(name, "")) for name in ("title", "x_label", "y_label"))
     series = [_series(part) for part in objects(item.get("series"))]
-    chart = line_chart(title, x_label, y_label, series[:MAX_SERIES], scatter=item.get("kind") == "scatter")
+    style = {"scatter": item.get("kind") == "scatter", "linear": item.get("scale") == "linear"}
+    chart = line_chart(title, x_label, y_label, series[:MAX_SERIES], **style)
     if not chart:
         return f'<h3>{escape(title)}</h3><p class="soft">Nothing to draw.</p>'
     return f"<h3>{escape(title)}</h3>{chart}{_left_out(len(series) - MAX_SERIES, 'series')}"

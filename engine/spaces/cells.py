@@ -156,7 +156,7 @@ class Cell(nn.Module):
         return operation(name).reads_relu(self.space.stride(self.plan.kind, edge))
 
     def _rectified_for(self, source: int, lane: Lane) -> tuple[Tensor | None, int]:
-        """For which groups the rectified state exists (those where some operation that reads it is alive), and how many read it."""
+        """For which groups the rectified state exists (where some operation that reads it is alive), and how many read it."""
         alive = [term.alive for e, name, term in self._readers(source, lane) if self._reads_relu(e, name)]
         return _union(alive), len(alive)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import metanas_golden as recipe
 import pytest
 import torch
-from bench.plain_metanas import PlainMetaNAS
 
+from bench.plain_metanas import PlainMetaNAS
 from engine.spaces.metanas import Architecture
 from engine.spaces.stacked import StackedSupernet
 

@@ -62,6 +62,12 @@ def test_wide_positive_values_are_drawn_logarithmically() -> None:
     assert steps[1] == pytest.approx(3 * steps[0], rel=0.01)
 
 
+def test_a_wide_span_stays_linear_where_that_is_asked() -> None:
+    series = [{"name": "a", "x": [1, 10, 1e4], "y": [1, 10, 1e4]}]
+    places = coordinates(plots(of(plots=[curve(series=series, kind="scatter", scale="linear")])))
+    assert places[2][0] - places[1][0] > 100 * (places[1][0] - places[0][0])
+
+
 def test_intervals_that_do_not_hold_their_point_are_left_out() -> None:
     series = [{"name": "a", "x": [0, 1], "y": [1, 2], "low": [0, 3], "high": [2, 4]}]
     assert 'class="band"' not in plots(of(plots=[curve(series=series)]))
