@@ -29,6 +29,7 @@ ELSEWHERE = (
     "scores",
     "published",
 )  # parts of the result that a section or a table of its own shows
+LONG = 60  # characters of a value that is no headline
 LABELS = {"cpu_seconds": "CPU time", "seconds": "Time", "flops": "FLOPs", "data": "Data set"}
 
 
@@ -78,7 +79,7 @@ def _result(run: RunFiles) -> str:
     for name, value in run.result.items():
         if name in ELSEWHERE:
             continue
-        if isinstance(value, dict | list):
+        if isinstance(value, dict | list) or len(str(value)) > LONG:
             rest[name] = value
         else:
             facts.append(f"<div><dt>{escape(_label(name))}</dt><dd>{escape(_value(name, value))}</dd></div>")
