@@ -5,6 +5,7 @@ A method subclasses :class:`Learner`; everything that changes between two steps 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 PUBLISHED_CELLS, PUBLISHED_CHANNELS = 20, 36
 
 
-class Learner:
+class Learner(ABC):
     """A search between two steps."""
 
     def __init__(self, options: FamilyOptions, data: Halves) -> None:
@@ -39,30 +40,30 @@ class Learner:
         self.sums = {"training_loss": 0.0, "search_loss": 0.0, "searched": 0.0}
         self.curve: list[dict[str, Any]] = []
 
+    @abstractmethod
     def iterate(self, epoch: int, step: int) -> None:
         """One step of the weights, and one of the architecture where it is due."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds, in place: restoring copies into these."""
-        raise NotImplementedError
 
+    @abstractmethod
     def counts(self) -> dict[str, int]:
         """The whole numbers that a checkpoint holds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def restore(self, tensors: dict[str, Tensor], counts: dict[str, int]) -> None:
         """Take over a checkpoint."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """What the supernet that is searched says of images, by the statistics of the batch."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def alphas(self) -> Tensor:
         """The architecture parameters (T, E, O)."""
-        raise NotImplementedError
 
     def genotype(self) -> Genotype:
         """The cell at this moment."""

@@ -10,6 +10,7 @@ with the statistics of all queries of its task. Widths and initial values are th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -25,15 +26,15 @@ COLOUR_WIDTHS = {3: (8192, 128), 4: (2048, 2048, 128), 5: (1024, 512, 256, 128)}
 RESNET12_WIDTHS = (64, 128, 256, 512)
 
 
-class _Network(nn.Module):
+class _Network(nn.Module, ABC):
     """Features, then a linear classifier."""
 
     kaiming: ClassVar[Literal["fan_in", "fan_out"] | None] = "fan_in"
     classifier: nn.Module
 
+    @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
         """Features (N, D) of images (N, C, H, W)."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.embed(x))

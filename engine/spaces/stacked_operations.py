@@ -6,13 +6,13 @@ Each takes its layers' weights, stacked along the output channels in the order o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.kernels.depthwise import frozen_depthwise
-from engine.spaces.dilated import dilated_depthwise, every_second
+from engine.kernels.depthwise import depthwise, frozen_depthwise
 
 EPS = 1e-5
 SKIP = "skip_connect"
@@ -41,7 +41,7 @@ def _separable(x: Tensor, layers: list[Tensor], stride: int, groups: int, edges:
 
 
 def _dilated(x: Tensor, layers: list[Tensor], stride: int, groups: int, edges: int) -> Tensor:
-    return F.conv2d(dilated_depthwise(x, layers[0], stride), layers[1], groups=edges)
+    return F.conv2d(depthwise(x, layers[0], (stride, stride), (2, 2), (2, 2)), layers[1], groups=edges)
 
 
 def _wide(x: Tensor, layers: list[Tensor], stride: int, groups: int, edges: int) -> Tensor:
@@ -56,7 +56,7 @@ def reduced(x: Tensor, layers: list[Tensor], stride: int, groups: int, edges: in
     """
     width = x.shape[1] // edges
     shift = 1 if x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0 else 0
-    pairs = zip(every_second(x, 0).split(width, 1), every_second(x, shift).split(width, 1), strict=True)
+    pairs = zip(_every_second(x, 0).split(width, 1), _every_second(x, shift).split(width, 1), strict=True)
     both = torch.cat([part for pair in pairs for part in pair], 1)
     first, second = (w.flatten(1).unflatten(0, (edges, -1)) for w in layers)
     weight = torch.cat([F.pad(first, (0, width)), F.pad(second, (width, 0))], 1)
@@ -78,3 +78,22 @@ def average_pool(x: Tensor, stride: int) -> Tensor:
     ones = x.new_ones(x.shape[1], 1, 3, 3)
     count = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), ones[:1], None, stride, 1)
     return frozen_depthwise(x, ones, (stride, stride), (1, 1), (1, 1)) / count
+
+
+def _every_second(x: Tensor, start: int) -> Tensor:
+    """``x[:, :, start::2, start::2]`` of (N, C, H, W), whose gradient stays channels_last; differentiable once."""
+    return _EverySecond.apply(x, start)
+
+
+class _EverySecond(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: int) -> Tensor:
+        ctx.shape, ctx.start = x.shape, start
+        return x[:, :, start::2, start::2].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = gradient.new_zeros(ctx.shape).contiguous(memory_format=torch.channels_last)
+        whole[:, :, ctx.start :: 2, ctx.start :: 2] = gradient
+        return whole, None

@@ -153,7 +153,7 @@ def test_meta_gradients_of_two_processes_are_those_of_one(tmp_path: Path) -> Non
     torchrun(2, str(tmp_path), "reduce")
     expected = meta_gradients(ALONE)
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert len(found) == 4
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), "not even rounding may differ"
 
