@@ -56,9 +56,9 @@ def command(table, out, *more):
 
 def test_evidence_end_to_end(table, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main([*command(table, out, "--sample", "8", "--seeds", "2")]) == 0
+    assert main([*command(table, out, "--sample", "12", "--seeds", "2")]) == 0
     result = json.loads((out / "result.json").read_text())
-    assert (result["method"], result["architectures"], result["repeats"]) == ("correlate", 8, 2)
+    assert (result["method"], result["architectures"], result["repeats"]) == ("correlate", 12, 2)
     scores = result["scores"]
     assert {"naswot", "metantk", "combined"} <= scores.keys()
     for name, found in scores.items():
@@ -70,8 +70,8 @@ def test_evidence_end_to_end(table, tmp_path, capsys):
     assert {plot["kind"] for plot in result["plots"]} == {"scatter"}
     assert "Rank correlation with test accuracy" in (out / "report.html").read_text()
     lines = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
-    assert [line["repeat"] for line in lines] == [0] * 8 + [1] * 8
-    assert len({line["architecture"] for line in lines}) == 8
+    assert [line["repeat"] for line in lines] == [0] * 12 + [1] * 12
+    assert len({line["architecture"] for line in lines}) == 12
     assert all(len(parse(line["architecture"])) == 6 for line in lines)
 
 
@@ -105,7 +105,7 @@ def test_against_published_scores(table, tmp_path):
     assert main(command(table, out, "--architectures", "published", "--metrics", "naswot,params")) == 0
     result = json.loads((out / "result.json").read_text())
     assert result["architectures"] == 8
-    assert result["published"].keys() == {"naswot", "params"}
+    assert result["published"].keys() >= {"naswot", "params"}
 
 
 def test_dry_run(table, tmp_path, capsys):

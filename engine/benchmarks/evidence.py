@@ -18,7 +18,7 @@ from engine.errors import ConfigurationError
 from engine.runs.loop import Pace
 from engine.runs.streams import stream
 from engine.scoring.result import STATUSES, Score
-from engine.spaces.nas_bench_201 import Codes, to_string
+from engine.spaces.nas_bench_201 import Codes, canonical, to_string
 
 if TYPE_CHECKING:
     from engine.runs.run import Run
@@ -59,7 +59,8 @@ def correlate(options: EvidenceOptions, run: Run, stop: Any, progress: Any) -> d
             bar.advance(1)
             stop.check()
     accuracy = [table.lookup(cell).accuracy[options.target] for cell in cells]
-    judged = judge(options, names, work.scores(names, len(cells)), accuracy, _chance(options.target), published)
+    twins = [canonical(cell) for cell in cells]
+    judged = judge(options, names, work.scores(names, len(cells)), accuracy, _chance(options.target), published, twins)
     if run.ranks.lead and not options.quiet:
         print("\n".join(judged.lines()))
     return outcome(options, cells, work, judged)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -25,8 +26,8 @@ class Interval:
     high: float
 
     def text(self) -> str:
-        """``0.790 [0.741, 0.832]``."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        """``0.790 [0.741, 0.832]``; a dash where there is no correlation, because all scores are alike."""
+        return "–" if math.isnan(self.value) else f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def ranks(scores: Sequence[Score], best: Best) -> np.ndarray:
@@ -48,7 +49,12 @@ def log_rank_sum(columns: Sequence[np.ndarray]) -> np.ndarray:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation of two columns (n,)."""
-    return float(_rowwise(stats.rankdata(a)[None], stats.rankdata(b)[None])[0])
+    return float(spearman_rows(a[None], b)[0])
+
+
+def spearman_rows(rows: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each row (R, n) with one column (n,), (R,)."""
+    return _rowwise(stats.rankdata(rows, axis=1), stats.rankdata(b)[None])
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from engine.benchmarks.combination import MOST, CrossFitted, cross_fitted
 from engine.benchmarks.options import EvidenceOptions
 from engine.benchmarks.published import COLUMNS, Published
 from engine.benchmarks.statistics import (
@@ -16,7 +17,6 @@ from engine.benchmarks.statistics import (
     differences,
     interval,
     kendall,
-    log_rank_sum,
     mean_ranks,
     ranks,
     spearman,
@@ -24,8 +24,7 @@ from engine.benchmarks.statistics import (
 from engine.scoring.proxies.catalogue import PROXIES, Best
 from engine.scoring.result import Score
 
-# How many patterns, how evenly gradients reach the images, how large: chosen on the architectures with published scores.
-COMBINED = ("swap", "jacov", "params")
+COMBINED = "combined"
 PLOTS = 6
 
 
@@ -53,6 +52,7 @@ class Judgement:
     verdicts: tuple[Verdict, ...]
     published: Mapping[str, tuple[Interval, Interval]]
     chance: int
+    combination: CrossFitted | None
     plots: tuple[dict[str, Any], ...]
 
     def tables(self) -> list[dict[str, Any]]:
@@ -67,6 +67,16 @@ class Judgement:
                 "note": "95 % bootstrap intervals over architectures; differences are paired.",
             }
         ]
+        if self.combination is not None:
+            halves = self.combination.halves
+            found.append(
+                {
+                    "title": f"The combined score: up to {MOST} scores, chosen on one half and judged on the other",
+                    "columns": ["Scores", "Spearman where chosen", "Spearman on the other half"],
+                    "rows": [[", ".join(half.combination), _shown(half.chosen), _shown(half.judged)] for half in halves],
+                    "note": "Sums of the logarithms of relative ranks. Architectures of one function stay in one half.",
+                }
+            )
         if self.published:
             found.append(
                 {
@@ -108,16 +118,20 @@ def judge(
     accuracy: Sequence[float],
     chance: float,
     published: Published | None,
+    groups: Sequence[Hashable],
 ) -> Judgement:
     """Correlate every score (by name, repeat and architecture) with the accuracies, in percent.
 
     An architecture's place is the mean of its ranks over repeats. ``chance`` is the accuracy up to which it counts as guessing.
+    Architectures of one of ``groups`` are twins. :data:`COMBINED` is cross-fitted (:mod:`engine.benchmarks.combination`), so that
+    no architecture is ranked by a choice that it had a part in.
     """
     truth = np.array(accuracy)
     found = {name: mean_ranks(scores[name], PROXIES[name].best) for name in names}
     places = {name: place for name, (place, _) in found.items()}
-    if set(COMBINED) <= set(names):
-        places["combined"] = log_rank_sum([places[name] for name in COMBINED])
+    combination = cross_fitted(places, truth, groups, options.seed)
+    if combination is not None:
+        places[COMBINED] = combination.place
     usable = truth > chance
     boot, kept = (Bootstrap(int(count), options.resamples, options.seed) for count in (len(truth), usable.sum()))
     values = {name: spearman(place, truth) for name, place in places.items()}
@@ -139,7 +153,7 @@ def judge(
     verdicts.sort(key=lambda v: -np.inf if np.isnan(v.spearman.value) else v.spearman.value, reverse=True)
     compared = compare(options, places, truth, published) if published is not None else {}
     plots = tuple(_plot(v, scores[v.name][0], truth, options.target) for v in verdicts if v.name in scores)[:PLOTS]
-    return Judgement(tuple(verdicts), compared, int((~usable).sum()), plots)
+    return Judgement(tuple(verdicts), compared, int((~usable).sum()), combination, plots)
 
 
 def compare(
@@ -151,8 +165,8 @@ def compare(
         if name not in places or column not in published.columns:
             continue
         found[name] = _paired(options, published.columns[column], places[name], truth)
-    if "combined" in places and "nwot" in published.columns:
-        found["combined against nwot"] = _paired(options, published.columns["nwot"], places["combined"], truth)
+    if COMBINED in places and "nwot" in published.columns:
+        found[f"{COMBINED} against nwot"] = _paired(options, published.columns["nwot"], places[COMBINED], truth)
     return found
 
 
