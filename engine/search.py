@@ -126,6 +126,7 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
     import torch
 
     from engine.runs.environment import environment
+    from engine.runs.profiling import profiled, span
     from engine.runs.progress import Progress
     from engine.runs.run import FollowingRun, Run
     from engine.runs.signals import graceful
@@ -143,7 +144,9 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
     with run, graceful() as stop:
         try:
             check_agreement(method, options, ranks)
-            result = search(options, run, stop, partial(Progress, quiet=options.quiet or not ranks.lead))
+            window = options.profile_steps if ranks.lead else 0
+            with profiled(out, options.device, nvtx=options.nvtx, steps=window), span("run"):
+                result = search(options, run, stop, partial(Progress, quiet=options.quiet or not ranks.lead))
         except (ConfigurationError, MissingDataError):
             if ranks.lead and not options.resume:
                 _discard_unused(run, keep_directory=existed)

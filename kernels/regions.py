@@ -34,6 +34,9 @@ WORD = 64
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Samples are packed a block at a time, so that the block's signs (a byte each) stay in a core's cache.
 BLOCK_SIGNS = 256 * 1024
+# Up to so many neurons a word is a sum of powers of two that float32 holds exactly; packing has a fixed price a row (measured:
+# 0.13 against 0.48 ms for 25200 rows of 9, level at about 24).
+NARROW = 24
 
 
 def fold_signs(state: Tensor, x: Tensor, salt: int, gate: Tensor | None = None, *, threshold: float = 0.0) -> Tensor:
@@ -190,6 +193,9 @@ def _(
 
 def _packed_words(bits: Tensor) -> np.ndarray:
     """(B, ...) bool -> (B, ceil(n / 64)) uint64, the first neuron in the lowest bit."""
+    if 0 < bits[0].numel() <= NARROW:
+        sums = bits.flatten(1).float() @ torch.arange(bits[0].numel()).exp2()
+        return sums.long().unsqueeze(1).numpy().view(np.uint64)
     flat = bits.flatten(1).numpy()
     packed = np.packbits(flat, axis=1, bitorder="little")
     words = np.zeros((len(flat), -(-flat.shape[1] // WORD) * (WORD // 8)), dtype=np.uint8)

@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # Options that say how this one command behaves, not what is computed. They are not written to config.toml.
-INVOCATION = frozenset({"config", "out", "resume", "quiet", "dry_run", "then_train"})
+INVOCATION = frozenset({"config", "out", "resume", "quiet", "dry_run", "then_train", "nvtx", "profile_steps"})
 
 # Images of a set that is bigger than the published search resolution are scaled down to it unless a size is given.
 NATIVE_LIMIT = 32
@@ -59,6 +59,10 @@ class RunOptions:
     """Show no progress, only the closing line."""
     dry_run: bool = False
     """Print the plan with its cost and stop."""
+    nvtx: bool = False
+    """Name the phases of every step for Nsight Systems and Nsight Compute."""
+    profile_steps: int = 0
+    """Steps to profile after two of warm-up: on a GPU a window for nsys and ncu, on the CPU trace.json.gz in the run."""
 
     @classmethod
     def preset_values(cls, name: str) -> dict[str, Any]:
@@ -73,6 +77,7 @@ class RunOptions:
         if not 0 <= self.seed < 2**63:
             raise ConfigurationError(f"--seed must be in 0 .. 2^63-1, got {self.seed}")
         self._at_least(1, "threads")
+        self._at_least(0, "profile_steps")
 
     def _at_least(self, least: float, *names: str) -> None:
         for name in names:
@@ -135,6 +140,9 @@ class PruningOptions(CellOptions):
     """Memory for one forward and backward, such as 500MB or 4GB; decides the width. More seldom helps a CPU's caches."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and gradients; kernels are always accumulated in float64."""
+    prune_none: bool = False
+    """Let "none" compete in a space that knows it (nas-bench-201). Published searches leave it out: to remove it only rescales an
+    edge, which a normalised network hardly feels, so the scores keep it."""
     nonfinite: Literal["last", "stop"] = "last"
     """What a NaN or infinite score does: rank its candidate last, or stop the search."""
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from engine.runs.profiling import span, step_begins
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -61,7 +63,9 @@ def steps(
     """
     saved = clock()
     for step in range(start, total):
-        yield step
+        step_begins()
+        with span("outer step"):
+            yield step
         if stop.requested or step + 1 == total or clock() - saved >= seconds:
             state, tensors = snapshot()
             run.save({**state, "step": step + 1}, tensors)

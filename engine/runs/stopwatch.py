@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from engine.runs.profiling import span
+
 
 class Stopwatch:
     """Adds up wall seconds by phase name, and the wall and CPU seconds since it was started."""
@@ -17,10 +19,11 @@ class Stopwatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside the ``with`` block as this phase's."""
+        """Count the time inside the ``with`` block as this phase's, and name it for profilers."""
         started = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.phases[name] += time.perf_counter() - started
 

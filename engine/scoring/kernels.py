@@ -117,11 +117,13 @@ def gram(
     outputs: Outputs = "sum",
     chunk: int | None = None,
     groups: int = 1,
+    fused: bool | None = None,
 ) -> dict[str, Tensor]:
     """Gram matrices of disjoint sets of parameters, all from the same passes.
 
     ``assign(name, parameter)`` gives the set a parameter counts in, or None. Returns one kernel a set, shaped as by :func:`ntk`.
-    A tied parameter counts once, under its first name.
+    A tied parameter counts once, under its first name. ``fused`` is :class:`~engine.scoring.sinks.GramSink`'s; with chunks, which
+    keep gradients, it has no effect.
     """
     inputs = x if isinstance(x, tuple) else (x,)
     samples = _check(inputs, outputs, chunk, groups)
@@ -131,7 +133,7 @@ def gram(
     with untouched(inputs) as copies, one_blas_pool():
         if chunk is not None and chunk < samples and groups > 1:
             return _group_by_group(model, copies, sets, outputs, chunk, groups)
-        return _kernels(model, copies, sets, outputs, chunk, groups)
+        return _kernels(model, copies, sets, outputs, chunk, groups, fused)
 
 
 def _check(inputs: tuple[Any, ...], outputs: str, chunk: int | None, groups: int) -> int:
@@ -152,12 +154,18 @@ def _check(inputs: tuple[Any, ...], outputs: str, chunk: int | None, groups: int
 
 
 def _kernels(
-    model: nn.Module, inputs: tuple[Any, ...], sets: dict[str, str], outputs: Outputs, chunk: int | None, groups: int
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    sets: dict[str, str],
+    outputs: Outputs,
+    chunk: int | None,
+    groups: int,
+    fused: bool | None = None,
 ) -> dict[str, Tensor]:
     samples, device = len(inputs[0]), next(model.parameters()).device
     if chunk is not None and chunk < samples:
         return chunked_gram(model, inputs, sets, outputs, chunk, device)
-    sink = GramSink(sets, samples, groups, device)
+    sink = GramSink(sets, samples, groups, device, fused)
     try:
         count = stream(model, inputs, set(sets), outputs, sink, groups=groups)
     except SamplesInteract:

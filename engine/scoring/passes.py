@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.runs.profiling import span
 from engine.scoring.capture import Capture, graph_leaves, mark_samples
 from engine.scoring.plain import flat_outputs, interacting_rows, run_on, sample_gradient_rows, stand_ins
 from engine.scoring.sinks import Sink
@@ -36,7 +37,8 @@ def stream(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: 
     capture = _capture(aliases, names, inputs, sink)
 
     def body() -> tuple[int, set[str]]:
-        y = _watched_forward(model, inputs, capture)
+        with span("forward"):
+            y = _watched_forward(model, inputs, capture)
         count = y.shape[1] if outputs == "all" else 1
         capture.ignore = _unknown(y, aliases)
         if capture.ignore and groups > 1:
@@ -49,17 +51,18 @@ def stream(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: 
         if y.requires_grad and y.numel():
             # The engine runs only what leads to these leaves, and above a parameter of unknown use there is no anchor.
             leaves = [capture.anchor, *(aliases[name] for name in capture.ignore)]
-            if outputs == "sum":
-                torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
-            elif capture.hooked or not walkable(y.grad_fn):
-                collected = Joined(sink.take)
-                capture.arrive = collected.arrive
-                collected.run(y, leaves)
-            else:
-                seeds = [row.expand_as(y) for row in torch.eye(count, dtype=y.dtype, device=y.device)]
-                roots = [y.grad_fn]
-                del y
-                walk(roots.pop(), seeds, capture, sink.take)
+            with span("backward"):
+                if outputs == "sum":
+                    torch.autograd.grad(y, leaves, torch.ones_like(y), allow_unused=True)
+                elif capture.hooked or not walkable(y.grad_fn):
+                    collected = Joined(sink.take)
+                    capture.arrive = collected.arrive
+                    collected.run(y, leaves)
+                else:
+                    seeds = [row.expand_as(y) for row in torch.eye(count, dtype=y.dtype, device=y.device)]
+                    roots = [y.grad_fn]
+                    del y
+                    walk(roots.pop(), seeds, capture, sink.take)
         return count, capture.ignore
 
     try:

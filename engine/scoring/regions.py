@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Protocol, overload
+from typing import Any, Literal, NamedTuple, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from engine.runs.streams import stream
+from engine.scoring.pattern_sets import HashedPatterns, PackedPatterns, PatternSets
 from engine.scoring.result import Score
 from engine.spaces.operations import gated_relu
 
@@ -30,7 +29,7 @@ def linear_regions(
     *,
     groups: Literal[1] = 1,
     forward: Forward | None = None,
-    hash_bits: Literal[64] | None = None,
+    hash_bits: Literal[64, 128] | None = None,
 ) -> Score: ...
 
 
@@ -41,7 +40,7 @@ def linear_regions(
     *,
     groups: int,
     forward: Forward | None = None,
-    hash_bits: Literal[64] | None = None,
+    hash_bits: Literal[64, 128] | None = None,
 ) -> Score | list[Score]: ...
 
 
@@ -51,7 +50,7 @@ def linear_regions(
     *,
     groups: int = 1,
     forward: Forward | None = None,
-    hash_bits: Literal[64] | None = None,
+    hash_bits: Literal[64, 128] | None = None,
 ) -> Score | list[Score]:
     """Count the distinct activation patterns of ``model`` over all samples of all ``batches``.
 
@@ -66,8 +65,9 @@ def linear_regions(
     operation is alive. Calls that torch functions modes cannot see (TorchScript, ``rnn_relu``) do not count either. The
     first axis of an activation is the sample's; it may be a multiple of the batch (consecutive rows of one sample).
 
-    The default is exact, on packed bits: B * neurons / 8 bytes a batch. ``hash_bits=64`` keeps 8 bytes a sample: the sum
-    mod 2^64 of a fixed random key per active neuron, which takes two of n patterns for one with odds below n^2 / 2^65.
+    On the CPU the default is exact, on packed bits: B * neurons / 8 bytes a batch. ``hash_bits`` keeps 8 or 16 bytes a sample
+    (:func:`engine.kernels.regions.fold_signs`), which takes two of n patterns for one with odds near n^2 / 2^65 (64) or n^2 /
+    2^129 (128). On a GPU the default is 128: patterns are folded where they arise, and the host reads nothing but the counts.
     Comparing, packing and counting are linear in B * neurons and small beside the forward pass.
 
     Status ``nonfinite`` (value NaN) where a group's activations hold NaN or infinity. No activation at all, batches that
@@ -76,12 +76,15 @@ def linear_regions(
     """
     batches = [batches] if isinstance(batches, Tensor) else list(batches)
     _check_arguments(batches, groups, hash_bits)
-    patterns: list[set[bytes]] = [set() for _ in range(groups)]
-    finite = np.ones(groups, dtype=bool)
+    device = batches[0].device
+    bits = hash_bits or (128 if device.type == "cuda" else None)
+    patterns: PatternSets = PackedPatterns(groups) if bits is None else HashedPatterns(groups, bits // 64, device)
+    finite = torch.ones(groups, dtype=torch.bool, device=device)
     neurons: int | None = None
     with torch.no_grad(), _preserved_buffers(model):
         for index, batch in enumerate(batches):
-            recorder = _Recorder(len(batch), groups, _PackedPatterns() if hash_bits is None else _HashedPatterns(len(batch)))
+            patterns.begin(len(batch))
+            recorder = _Recorder(len(batch), patterns, finite)
             samples = batch.clone()  # a network that rectifies its input in place must not change the caller's
             with recorder:
                 model(samples) if forward is None else forward(model, samples)
@@ -89,70 +92,25 @@ def linear_regions(
                 raise ValueError("model: no ReLU-like activation was seen in its forward pass, so it has no patterns to count")
             if neurons not in (None, recorder.neurons):
                 raise ValueError(f"batches: batch {index} has {recorder.neurons} neurons a sample, those before it {neurons}")
-            neurons = recorder.neurons
-            finite &= recorder.finite
-            for seen, rows in zip(patterns, np.split(recorder.patterns.rows(), groups), strict=True):
-                seen.update(_row_bytes(rows))
+            neurons, finite = recorder.neurons, recorder.finite
+            patterns.end()
     scores = [
-        Score(float(len(seen)), "ok", "linear_regions") if usable else Score(math.nan, "nonfinite", "linear_regions")
-        for seen, usable in zip(patterns, finite.tolist(), strict=True)
+        Score(float(count), "ok", "linear_regions") if usable else Score(math.nan, "nonfinite", "linear_regions")
+        for count, usable in zip(patterns.counts().tolist(), finite.tolist(), strict=True)
     ]
     return scores[0] if groups == 1 else scores
 
 
-class _Patterns(Protocol):
-    """What collects the bits of one batch."""
-
-    def add(self, bits: Tensor, alive: np.ndarray | None) -> None:
-        """Append ``bits`` (B, n); samples that are not ``alive`` (B,) get the same constant."""
-
-    def rows(self) -> np.ndarray:
-        """Return one row of fixed length a sample, (B, length), equal where the patterns are."""
-
-
-class _PackedPatterns:
-    """Exact patterns, eight neurons a byte."""
-
-    def __init__(self) -> None:
-        self.parts: list[np.ndarray] = []
-
-    def add(self, bits: Tensor, alive: np.ndarray | None) -> None:
-        packed = np.packbits(bits.cpu().numpy(), axis=1)
-        if alive is not None:
-            packed[~alive] = 0
-        self.parts.append(packed)
-
-    def rows(self) -> np.ndarray:
-        return np.concatenate(self.parts, axis=1)
-
-
-class _HashedPatterns:
-    """Sums mod 2^64 of one random key per active neuron: the sums of two patterns agree with odds 2^-64."""
-
-    def __init__(self, samples: int) -> None:
-        self.sums = np.zeros(samples, dtype=np.uint64)
-        self.calls = 0
-
-    def add(self, bits: Tensor, alive: np.ndarray | None) -> None:
-        # Keys in four pieces of 16 bits: their float64 sums are integers below 2^53, so exact in any order.
-        keys = torch.randint(2**16, (bits.shape[1], 4), generator=stream(0, "linear-regions", self.calls))
-        pieces = (bits.double() @ keys.to(bits.device, torch.float64)).cpu().numpy().astype(np.uint64)
-        sums = (pieces << np.array([0, 16, 32, 48], dtype=np.uint64)).sum(1, dtype=np.uint64)
-        self.sums += sums if alive is None else np.where(alive, sums, np.uint64(0))
-        self.calls += 1
-
-    def rows(self) -> np.ndarray:
-        return self.sums[:, None]
-
-
 class _Recorder(TorchFunctionMode):
-    """Sees every torch call of a forward pass and records the inputs of ReLU-like ones, before the call may overwrite them."""
+    """Sees every torch call of a forward pass and records the inputs of ReLU-like ones, before the call may overwrite them.
 
-    def __init__(self, samples: int, groups: int, patterns: _Patterns) -> None:
+    ``finite`` (G,) says whose activations were finite; groups whose operation is dead are not asked.
+    """
+
+    def __init__(self, samples: int, patterns: PatternSets, finite: Tensor) -> None:
         super().__init__()
-        self.samples, self.groups, self.patterns = samples, groups, patterns
+        self.samples, self.patterns, self.finite = samples, patterns, finite
         self.neurons = 0
-        self.finite = np.ones(groups, dtype=bool)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -164,24 +122,19 @@ class _Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _record(self, x: Tensor, knees: tuple[float, ...], alive: Tensor | None) -> None:
+        groups = len(self.finite)
         if x.ndim == 0 or x.shape[0] % self.samples:
             raise ValueError(f"model: an activation of shape {tuple(x.shape)} does not begin with its {self.samples} samples")
+        if alive is not None and tuple(alive.shape) != (groups,):
+            raise ValueError(f"alive: shape {tuple(alive.shape)} is not one flag for each of the {groups} groups")
         rows = x.reshape(self.samples, -1)
-        grouped = rows.reshape(self.groups, -1)
-        finite = (grouped.amin(1).isfinite() & grouped.amax(1).isfinite()).cpu().numpy()
-        gate = self._gate(alive)
-        self.finite &= finite if gate is None else finite | ~gate
-        per_sample = None if gate is None else np.repeat(gate, self.samples // self.groups)
+        grouped = rows.reshape(groups, -1)
+        finite = (grouped.amin(1).isfinite() & grouped.amax(1).isfinite()).to(self.finite.device)
+        gate = None if alive is None else alive.to(self.finite.device, torch.bool)
+        self.finite = self.finite & (finite if gate is None else finite | ~gate)
         for knee in knees:
-            self.patterns.add(rows > knee, per_sample)
+            self.patterns.add(rows, knee, gate)
         self.neurons += rows.shape[1]
-
-    def _gate(self, alive: Tensor | None) -> np.ndarray | None:
-        if alive is None:
-            return None
-        if tuple(alive.shape) != (self.groups,):
-            raise ValueError(f"alive: shape {tuple(alive.shape)} is not one flag for each of the {self.groups} groups")
-        return alive.bool().cpu().numpy()
 
 
 class Seen(NamedTuple):
@@ -249,14 +202,9 @@ def _preserved_buffers(model: nn.Module) -> Iterator[None]:
             table[name] = buffer.copy_(value)
 
 
-def _row_bytes(rows: np.ndarray) -> Iterator[bytes]:
-    data, width = rows.tobytes(), rows.shape[1] * rows.itemsize
-    return (data[start : start + width] for start in range(0, len(data), width))
-
-
 def _check_arguments(batches: Sequence[Tensor], groups: int, hash_bits: int | None) -> None:
-    if hash_bits not in (None, 64):
-        raise ValueError(f"hash_bits: expected None (exact) or 64, got {hash_bits}")
+    if hash_bits not in (None, 64, 128):
+        raise ValueError(f"hash_bits: expected None, 64 or 128, got {hash_bits}")
     if groups < 1:
         raise ValueError(f"groups: expected at least 1, got {groups}")
     if not batches:

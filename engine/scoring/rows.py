@@ -8,20 +8,42 @@ import torch
 from torch import Tensor
 
 from engine.kernels.gram import add_contracted_gram, add_gram, contracts
+from engine.kernels.jacobian_gram import add_jacobian_gram, depthwise_windows
 from engine.kernels.sample_gradient import ConvGeometry, choose, conv_sample_gradient, linear_sample_gradient, unfold
 from engine.scoring.capture import Use
 
 
-def add_use(total: Tensor, use: Use, gradients: list[Tensor]) -> None:
+def add_use(total: Tensor, use: Use, gradients: list[Tensor], *, fused: bool) -> None:
     """Add the Gram matrix of one use's per-sample gradients to ``total`` (G, R, R), R = samples of a group times K.
 
-    ``gradients`` are K gradients of the use's output, each (N, *output).
+    ``gradients`` are K gradients of the use's output, each (N, *output). ``fused`` takes
+    :func:`engine.kernels.jacobian_gram.add_jacobian_gram` for linear layers and 2-D convolutions, dense and depthwise, which on a
+    GPU writes no gradients; otherwise they are formed as suits a CPU, or contracted where that is cheaper.
     """
-    if _contracts(use, gradients[0].shape, len(gradients), total.shape[0]):
+    factors = _operator_factors(use, gradients) if fused else None
+    if factors is not None:
+        add_jacobian_gram(total, *(factor.unflatten(0, (len(total), -1)).flatten(1, 2) for factor in factors))
+    elif _contracts(use, gradients[0].shape, len(gradients), total.shape[0]):
         left, right = (f.reshape(*total.shape[:2], *f.shape[-2:]) for f in _factors(use, gradients))
         add_contracted_gram(total, left, right)
     else:
         add_gram(total, sample_rows(use, gradients, dense=False).reshape(*total.shape[:2], -1))
+
+
+def _operator_factors(use: Use, gradients: list[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """What the operator multiplies, (N, K, *positions, ...) and (N, 1, *positions, ...); None where it does not cover the use."""
+    if use.kind == "linear":
+        left, right = _linear_factors(use, gradients)
+        return left, right.unsqueeze(1)
+    if use.kind != "conv" or len(use.geometry.kernel) != 2:
+        return None
+    assert use.activation is not None
+    cotangents = torch.stack(gradients, 1)
+    if use.geometry.groups == 1:
+        return cotangents.flatten(3).mT, unfold(use.activation.read(), use.geometry).unsqueeze(1)
+    if use.geometry.depthwise:
+        return cotangents.movedim(2, -1), depthwise_windows(use.activation.read(), use.geometry).unsqueeze(1)
+    return None
 
 
 def _contracts(use: Use, shape: torch.Size, count: int, groups: int) -> bool:
@@ -38,17 +60,20 @@ def _contracts(use: Use, shape: torch.Size, count: int, groups: int) -> bool:
 
 def _factors(use: Use, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Factors (N, K, Q, O) and (N, K, Q, I) whose outer products, summed over Q positions, are the gradients."""
-    assert use.activation is not None
-    x, count = use.activation.read(), len(gradients)
-    cotangents = torch.stack(gradients, 1)
     if use.kind == "linear":
-        left, right = (
-            cotangents.flatten(2, -2) if cotangents.dim() > 3 else cotangents.unsqueeze(2),
-            x.reshape(len(x), -1, x.shape[-1]),
-        )
+        left, right = _linear_factors(use, gradients)
     else:
-        left, right = cotangents.flatten(3).mT, unfold(x, use.geometry)
-    return left, right.unsqueeze(1).expand(-1, count, -1, -1)
+        assert use.activation is not None
+        left, right = torch.stack(gradients, 1).flatten(3).mT, unfold(use.activation.read(), use.geometry)
+    return left, right.unsqueeze(1).expand(-1, len(gradients), -1, -1)
+
+
+def _linear_factors(use: Use, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """(N, K, Q, O) and (N, Q, I); a layer without positions has one."""
+    assert use.activation is not None
+    x, cotangents = use.activation.read(), torch.stack(gradients, 1)
+    left = cotangents.flatten(2, -2) if cotangents.dim() > 3 else cotangents.unsqueeze(2)
+    return left, x.reshape(len(x), -1, x.shape[-1])
 
 
 def sample_rows(use: Use, gradients: list[Tensor], *, dense: bool) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.gram import add_gram
+from engine.runs.profiling import span
 from engine.scoring.capture import Use
 from engine.scoring.rows import add_use, sample_rows
 
@@ -30,11 +31,15 @@ class GramSink:
     """Adds up each set's Gram matrix as the gradients of parameters arrive.
 
     A parameter that is used once is streamed; the gradients of one that is used several times are added before the Gram matrix is
-    taken. ``sets`` gives the set that a parameter counts in.
+    taken. ``sets`` gives the set that a parameter counts in. ``fused`` is that of :func:`engine.scoring.rows.add_use`, by default
+    whether ``device`` is a GPU.
     """
 
-    def __init__(self, sets: Mapping[str, str], samples: int, groups: int, device: torch.device) -> None:
+    def __init__(
+        self, sets: Mapping[str, str], samples: int, groups: int, device: torch.device, fused: bool | None = None
+    ) -> None:
         self.sets, self.samples, self.groups, self.device = sets, samples, groups, device
+        self.fused = device.type == "cuda" if fused is None else fused
         self.totals: dict[str, Tensor] = {}
         self.pending: dict[str, Tensor] = {}
         self.uses: dict[str, int] = {}
@@ -45,7 +50,8 @@ class GramSink:
     def take(self, use: Use, gradients: list[Tensor]) -> None:
         name = use.name
         if self.uses[name] == 1 and name not in self.pending:
-            add_use(self.total(name, len(gradients)), use, gradients)
+            with span("gram"):
+                add_use(self.total(name, len(gradients)), use, gradients, fused=self.fused)
         else:
             rows = sample_rows(use, gradients, dense=True)
             self.pending[name] = rows + self.pending[name] if name in self.pending else rows

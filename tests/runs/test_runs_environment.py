@@ -50,7 +50,7 @@ def test_an_uninstalled_engine_has_a_version(monkeypatch: pytest.MonkeyPatch) ->
     assert "numpy" not in facts
 
 
-@pytest.mark.parametrize("name", ["run", "report", "drawing", "progress", "signals", "trace", "records", "__main__"])
+@pytest.mark.parametrize("name", ["run", "report", "drawing", "progress", "signals", "profiling", "records", "__main__"])
 def test_every_module_is_cheap_to_import(name: str) -> None:
     heavy = (
         "torch",

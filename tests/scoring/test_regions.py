@@ -81,7 +81,7 @@ RELUS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("hash_bits", [None, 64])
+@pytest.mark.parametrize("hash_bits", [None, 64, 128])
 @pytest.mark.parametrize("name", RELUS)
 def test_every_spelling_of_relu_counts_as_the_definition(name: str, hash_bits: None) -> None:
     model, x = initialised(Written(RELUS[name], norm=True)), noise(60, 1, 4, 4).mul(0.1).add(noise(60, 1, 1, 1, address=1))
@@ -130,12 +130,12 @@ def test_groups_are_what_they_are_alone(groups: int, per_group: int, batches: in
     model = initialised(nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1), nn.ReLU()))
     xs = [noise(groups * per_group, 2, address=a).round() for a in range(batches)]
     alone = [linear_regions(model, [x.unflatten(0, (groups, -1))[g] for x in xs]) for g in range(groups)]
-    for hash_bits in (None, 64):
+    for hash_bits in (None, 64, 128):
         together = linear_regions(model, xs, groups=groups, hash_bits=hash_bits)  # type: ignore[arg-type]
         assert together == (alone if groups > 1 else alone[0])
 
 
-@pytest.mark.parametrize("hash_bits", [None, 64])
+@pytest.mark.parametrize("hash_bits", [None, 64, 128])
 def test_gates_leave_dead_operations_out(hash_bits: None) -> None:
     alive = torch.tensor([True, False, True])
 
