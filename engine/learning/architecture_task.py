@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.kernels.updates import AdamRule, adam_
+from engine.runs.profiling import span
 from engine.spaces.relaxations import annealed_temperature, check_annealing
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, K), labels (N,)) -> scalar
@@ -157,28 +158,32 @@ class TaskLearner:
         self.model, self.loss, self.stale = model, loss, stale
 
     def learn(self, start: tuple[Tensor, Tensor], moments: Moments, supports: Supports, rule: TaskRule) -> Learned:
-        """All tasks together, step by step, from ``start`` = (weights (P,), alphas (A,)). No host synchronisation except one a
-        task when the architecture is settled and steps on the weights alone are left."""
+        """All tasks together, step by step, from ``start`` = (weights (P,), alphas (A,)).
+
+        On a GPU there is no host synchronisation except one a task when the architecture is settled and steps on the weights
+        alone are left. On a CPU, where looking costs nothing, operations that weigh nothing are left out of every step.
+        """
         tasks = len(supports.x)
         state = _State(*(t.detach().expand(tasks, -1).clone() for t in (*start, moments.weights, moments.alphas)))
         losses = state.weights.new_full((rule.steps, 2, tasks), torch.nan)
         alive: list[Tensor | None] = [None] * tasks
         for step in range(rule.steps):
-            searching = step < rule.architecture_steps
-            if not searching and step == rule.architecture_steps:
-                alive = [self.model.active(alphas, rule.temperature(step)) for alphas in state.alphas]
-            if searching and rule.alternating:
+            with span("inner step"):
+                searching = step < rule.architecture_steps
+                if not searching and step == rule.architecture_steps:
+                    alive = [self.model.active(alphas, rule.temperature(step)) for alphas in state.alphas]
+                if searching and rule.alternating:
+                    for task in range(tasks):
+                        losses[step, 0, task] = self._alpha_gradient(state, supports, rule, task, step)
+                    self._move_alphas(state, rule, moments.alpha_steps + step + 1)
                 for task in range(tasks):
-                    losses[step, 0, task] = self._alpha_gradient(state, supports, rule, task, step)
-                self._move_alphas(state, rule, moments.alpha_steps + step + 1)
-            for task in range(tasks):
-                both = searching and not rule.alternating
-                losses[step, 1, task] = self._weight_gradient(state, supports, rule, task, step, alive[task], both)
-            if searching and not rule.alternating:
-                self._move_alphas(state, rule, moments.alpha_steps + step + 1)
-            adam = AdamRule((0.0, 0.999), weight_decay=rule.decay)
-            count = moments.weight_steps + step + 1
-            adam_(state.weights, state.weight_gradient, state.first, state.second, count, rate=rule.rate, rule=adam)
+                    both = searching and not rule.alternating
+                    losses[step, 1, task] = self._weight_gradient(state, supports, rule, task, step, alive[task], both)
+                if searching and not rule.alternating:
+                    self._move_alphas(state, rule, moments.alpha_steps + step + 1)
+                adam = AdamRule((0.0, 0.999), weight_decay=rule.decay)
+                count = moments.weight_steps + step + 1
+                adam_(state.weights, state.weight_gradient, state.first, state.second, count, rate=rule.rate, rule=adam)
         after = Moments(
             state.second.mean(0),
             state.alpha_second.mean(0),
@@ -236,10 +241,13 @@ class TaskLearner:
         alive: Tensor | None = None,
     ) -> Tensor:
         x, y = supports.batch(task, step, purpose)
+        temperature = rule.temperature(step)
+        if alive is None and alphas.device.type == "cpu":
+            alive = self.model.active(alphas, temperature)
         masks = None
         if rule.drop_path:
             masks = self.model.drop_path(rule.drop_path, len(x), supports.generator(task, step, purpose))
-        return self.loss(self.model(weights, alphas, x, rule.temperature(step), alive=alive, masks=masks), y)
+        return self.loss(self.model(weights, alphas, x, temperature, alive=alive, masks=masks), y)
 
     def _move_alphas(self, state: _State, rule: TaskRule, count: int) -> None:
         adam = AdamRule((0.0, 0.999), weight_decay=rule.architecture_decay)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor, nn
@@ -15,60 +16,59 @@ from engine.learning.inner import SGD, Params, adapt
 from engine.learning.outer import Predict, Problem
 from engine.learning.tasks import Task
 
+Outputs = Callable[[Params, Task], Tensor]
+"""``outputs(params, tasks)``: what T tasks answer to their queries, (T, N, K), once their supports are learned."""
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Half the normal 95 % interval of a mean over tasks, NaN of a single one."""
+    return 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
 
 @dataclass(frozen=True)
-class Accuracy:
-    """Mean accuracy and loss over T tasks, and half the width of the normal 95 % interval of the mean accuracy."""
+class Tested:
+    """Every test task's share of right answers, empty in a regression, and its loss."""
 
-    mean: float
-    half_width: float
-    loss: float
-    tasks: int
-
-    @classmethod
-    def of(cls, correct: Tensor, losses: Tensor) -> Accuracy:
-        """From each task's share of right answers (T,) and loss (T,)."""
-        count = len(correct)
-        spread = float(correct.double().std()) if count > 1 else math.nan
-        return cls(float(correct.double().mean()), 1.96 * spread / math.sqrt(count), float(losses.double().mean()), count)
+    right: list[float]
+    losses: list[float]
 
     def to_dict(self) -> dict[str, float | int]:
-        """Plain JSON types."""
-        return {"accuracy": self.mean, "interval": self.half_width, "loss": self.loss, "tasks": self.tasks}
+        """Mean accuracy, or in a regression the mean loss alone, with half its 95 % interval over the tasks."""
+        headline = self.right or self.losses
+        found: dict[str, float | int] = {"accuracy": fmean(self.right)} if self.right else {}
+        return {**found, "interval": half_width(headline), "loss": fmean(self.losses), "tasks": len(self.losses)}
 
 
-def evaluate(
-    problem: Problem, params: Params, batches: Iterator[Task], *, together: bool, shared: Predict | None = None
-) -> Accuracy:
-    """Learn every task's support and classify its queries.
+def score_outputs(problem: Problem, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Share of right answers and loss of each task, both (T,), from (T, N, K) outputs; shares are NaN in a regression."""
+    losses = vmap(problem.criterion)(outputs, targets)
+    if targets.is_floating_point():
+        return torch.full_like(losses, math.nan), losses
+    return (outputs.argmax(-1) == targets).to(losses.dtype).mean(-1), losses
+
+
+def learned_outputs(problem: Problem, *, together: bool, shared: Predict | None = None) -> Outputs:
+    """The query outputs of any module by its own inner loop.
 
     Args:
         problem: rates and inner steps; nothing is meta-learned here.
-        params: the meta-parameters.
-        batches: tasks, some at a time.
-        together: run the tasks of a batch under vmap, which is faster for MLPs, or one after the other.
+        together: run the tasks of a batch under vmap, or one after the other, which is faster for convolutions on a CPU.
         shared: ``shared(params, (support and query) x)`` gives the outputs of all samples with the statistics of the support
             alone; None classifies queries with the statistics of all queries of the task (transductive).
     """
 
-    def one(task: Task) -> tuple[Tensor, Tensor]:
+    def one(params: Params, task: Task) -> Tensor:
         learner = adapt(problem.loss, params, task.support, problem.steps, SGD(problem.rates), first_order=True)
         if shared is None:
-            outputs = problem.predict(learner.params, task.query_x)
-        else:
-            both = torch.cat([task.support_x, task.query_x])
-            outputs = shared(learner.params, both)[len(task.support_x) :]
-        right = (outputs.argmax(-1) == task.query_y).to(outputs.dtype).mean()
-        return right, problem.criterion(outputs, task.query_y)
+            return problem.predict(learner.params, task.query_x)
+        return shared(learner.params, torch.cat([task.support_x, task.query_x]))[len(task.support_x) :]
 
-    found: list[tuple[Tensor, Tensor]] = []
-    for tasks in batches:
+    def run(params: Params, tasks: Task) -> Tensor:
         if together:
-            found.append(vmap(one)(tasks))
-        else:
-            each = [one(tasks.take(t)) for t in range(len(tasks.support_y))]
-            found.append((torch.stack([right for right, _ in each]), torch.stack([loss for _, loss in each])))
-    return Accuracy.of(torch.cat([right for right, _ in found]), torch.cat([loss for _, loss in found]))
+            return vmap(lambda task: one(params, task))(tasks)
+        return torch.stack([one(params, tasks.take(t)) for t in range(len(tasks.support_y))])
+
+    return run
 
 
 class _LeadingNorm(nn.Module):
@@ -98,7 +98,7 @@ def with_leading_statistics(module: nn.Module, count: int) -> nn.Module:
 
 
 def support_predict(module: nn.Module, count: int, effective: Callable[[Params], Params]) -> Predict:
-    """``shared`` of :func:`evaluate` for a module, from the parameters that ``effective`` makes of the meta-parameters."""
+    """``shared`` of :func:`learned_outputs` for a module, from the parameters that ``effective`` makes of the meta-parameters."""
     leading = with_leading_statistics(module, count)
     return lambda params, x: functional_call(leading, effective(params), (x,))
 

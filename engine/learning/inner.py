@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from engine.kernels.updates import DEFAULT_ADAM, AdamRule, adam
+from engine.runs.profiling import span
 
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
@@ -112,11 +113,12 @@ def adapt(
     state, losses = optimizer.start(current), []
     total: Params = {}
     for _ in range(steps):
-        gradients, value = grad_and_value(lambda moved: loss({**frozen, **moved}, support))(current)
-        detached = {name: gradient.detach() for name, gradient in gradients.items()}
-        total = {name: total[name] + g for name, g in detached.items()} if total else detached
-        losses.append(value)
-        current, state = optimizer.step(current, detached if first_order else gradients, state)
+        with span("inner step"):
+            gradients, value = grad_and_value(lambda moved: loss({**frozen, **moved}, support))(current)
+            detached = {name: gradient.detach() for name, gradient in gradients.items()}
+            total = {name: total[name] + g for name, g in detached.items()} if total else detached
+            losses.append(value)
+            current, state = optimizer.step(current, detached if first_order else gradients, state)
     reference = next(iter(params.values()))
     stacked = torch.stack(losses) if losses else reference.new_zeros(0)
     return Adapted({**params, **current}, stacked, total)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from engine.learning.evaluation import Outputs
 from engine.learning.inner import Params
 from engine.learning.masking import MaskedNetwork, score_name
-from engine.learning.mlp import Dense, meta_gradient
+from engine.learning.mlp import Dense, meta_gradient, query_outputs
 from engine.learning.mlp_passes import Workspace
 from engine.learning.outer import ManyTasks, Problem, Sums, mean_cross_entropy
 from engine.learning.tasks import Task
 from engine.spaces.networks import MLP, MLP_EPS
+
+ADAPTED_NUMBERS = 16_000_000  # weights of as many tasks as are learned at once where each task has a matrix of its own
 
 
 def is_written_out(problem: Problem, module: nn.Module) -> bool:
@@ -28,11 +31,9 @@ def mlp_batch(problem: Problem, module: nn.Module, network: MaskedNetwork | None
     ``network`` gives the masks of a masked module, of which only scores may be learned. Gradients of biases in front of
     BatchNorm are exactly zero. :class:`ValueError` where :func:`is_written_out` does not hold.
     """
-    if not is_written_out(problem, module) or not isinstance(module, MLP):
-        raise ValueError("problem: only the cross-entropy of an MLP with one inner rate a layer is written out")
+    memory, prefixes = Workspace(), _prefixes(_checked(problem, module))
     if network is not None and set(network.names) & set(problem.learned):
         raise ValueError("problem: of masked parameters only the scores can be learned here; use `automatic` for both")
-    memory, prefixes = Workspace(), _prefixes(module)
 
     @torch.no_grad()
     def run(params: Params, tasks: Task) -> Sums:
@@ -53,6 +54,32 @@ def mlp_batch(problem: Problem, module: nn.Module, network: MaskedNetwork | None
         return Sums({n: gradients[n] for n in problem.learned}, found.losses, found.outputs)
 
     return run
+
+
+def mlp_outputs(problem: Problem, module: nn.Module, network: MaskedNetwork | None = None, *, alone: bool = False) -> Outputs:
+    """The query outputs of an MLP by :func:`engine.learning.mlp.query_outputs`; arguments as of :func:`mlp_batch`.
+
+    Tasks of a masked network, whose adapted weights are formed, are learned a few at a time: as many as fit into
+    :data:`ADAPTED_NUMBERS`.
+    """
+    memory, prefixes = Workspace(), _prefixes(_checked(problem, module))
+
+    @torch.no_grad()
+    def run(params: Params, tasks: Task) -> Tensor:
+        masks = {} if network is None else _masks(network, params, memory)
+        layers = [_layer(problem, params, masks, prefix, memory) for prefix in prefixes]
+        total = len(tasks.support_y)
+        size = max(1, ADAPTED_NUMBERS // sum(mask.numel() for mask in masks.values())) if masks else total
+        parts = [tasks.take(slice(first, first + size)) for first in range(0, total, size)]
+        return torch.cat([query_outputs(layers, part, problem.steps, alone=alone, workspace=memory) for part in parts])
+
+    return run
+
+
+def _checked(problem: Problem, module: nn.Module) -> MLP:
+    if not is_written_out(problem, module) or not isinstance(module, MLP):
+        raise ValueError("problem: only the cross-entropy of an MLP with one inner rate a layer is written out")
+    return module
 
 
 def _prefixes(module: MLP) -> list[str]:

@@ -33,6 +33,7 @@ from engine.learning.mlp_passes import (
     losses,
 )
 from engine.learning.tasks import Task
+from engine.runs.profiling import span
 
 
 @dataclass(frozen=True)
@@ -99,19 +100,11 @@ def meta_gradient(
     2 T O I more for every further step.
     """
     memory = Workspace() if workspace is None else workspace
-    states = [_start(layer) for layer in layers]
     eps = layers[0].eps
-    support, query = tasks.support_x.flatten(2), tasks.query_x.flatten(2)
-    moving = [number for number, layer in enumerate(layers) if layer.rate]
     wanted = [number for number, layer in enumerate(layers) if layer.rate or layer.learned]
-    trail: list[tuple[list[State], list[Saved], Tensor, list[Tensor | None]]] = []
-    for step in range(steps):
-        saved, logits = forward(states, support, eps)
-        probabilities = backward(states, saved, logits, tasks.support_y, min(moving, default=len(layers)))
-        gradients = [_own_gradient(layer, saved[n], memory, (n, step)) for n, layer in enumerate(layers)]
-        trail.append((states, saved, probabilities, gradients))
-        states = [_step(layer, states[n], saved[n], gradients[n], memory, (n, step)) for n, layer in enumerate(layers)]
-    saved, outputs = forward(states, query, eps)
+    moving = any(layer.rate for layer in layers)
+    states, trail = _learn(layers, tasks, steps, memory)
+    saved, outputs = forward(states, tasks.query_x.flatten(2), eps)
     backward(states, saved, outputs, tasks.query_y, min(wanted))
     adjoints = [_Adjoint(layer, saved[n], memory, n) for n, layer in enumerate(layers)]
     while trail:
@@ -123,6 +116,41 @@ def meta_gradient(
             for adjoint, product in zip(adjoints, products, strict=True):
                 adjoint.subtract(product)
     return Result([adjoint.total() for adjoint in adjoints], losses(outputs, tasks.query_y), outputs)
+
+
+def query_outputs(
+    layers: Sequence[Dense], tasks: Task, steps: int, *, alone: bool = False, workspace: Workspace | None = None
+) -> Tensor:
+    """Outputs (T, N, K) of the queries after the supports were learned; nothing is differentiated.
+
+    ``alone`` takes all statistics of BatchNorm from the support of the task, so that no query sees another, instead of from its
+    queries. Costs a forward and a backward pass a step and the forward pass of the queries; holds 2 S T O I numbers of a layer
+    with a mask.
+    """
+    states, _ = _learn(layers, tasks, steps, Workspace() if workspace is None else workspace)
+    support, query = tasks.support_x.flatten(2), tasks.query_x.flatten(2)
+    if not alone:
+        return forward(states, query, layers[0].eps)[1]
+    count = support.shape[1]
+    return forward(states, torch.cat([support, query], 1), layers[0].eps, leading=count)[1][:, count:]
+
+
+Trail = list[tuple[list[State], list[Saved], Tensor, list[Tensor | None]]]
+
+
+def _learn(layers: Sequence[Dense], tasks: Task, steps: int, memory: Workspace) -> tuple[list[State], Trail]:
+    """The layers of every task after its inner loop, and what each step leaves for the way back."""
+    states = [_start(layer) for layer in layers]
+    floor = min((number for number, layer in enumerate(layers) if layer.rate), default=len(layers))
+    support, trail = tasks.support_x.flatten(2), []
+    for step in range(steps):
+        with span("inner step"):
+            saved, logits = forward(states, support, layers[0].eps)
+            probabilities = backward(states, saved, logits, tasks.support_y, floor)
+            gradients = [_own_gradient(layer, saved[n], memory, (n, step)) for n, layer in enumerate(layers)]
+            trail.append((states, saved, probabilities, gradients))
+            states = [_step(layer, states[n], saved[n], gradients[n], memory, (n, step)) for n, layer in enumerate(layers)]
+    return states, trail
 
 
 def _start(layer: Dense) -> State:

@@ -133,14 +133,14 @@ class Product:
     bias: Tensor | None = None
 
 
-def forward(states: Sequence[State], x: Tensor, eps: float) -> tuple[list[Saved], Tensor]:
-    """The saved layers and the logits (T, N, K) of inputs (T, N, I)."""
+def forward(states: Sequence[State], x: Tensor, eps: float, *, leading: int | None = None) -> tuple[list[Saved], Tensor]:
+    """The saved layers and the logits (T, N, K) of inputs (T, N, I); statistics are those of the ``leading`` samples, or all."""
     saved = []
     for state in states[:-1]:
         own = Saved(x)
         z = state.weight.out(x)
-        z = z.sub_(z.mean(1, keepdim=True))
-        own.r = z.square().mean(1, keepdim=True).add_(eps).rsqrt_()
+        z = z.sub_(z[:, :leading].mean(1, keepdim=True))
+        own.r = z[:, :leading].square().mean(1, keepdim=True).add_(eps).rsqrt_()
         own.h = z.mul_(own.r)
         gain, shift = state.affine
         x = torch.addcmul(shift, own.h, gain).relu_()

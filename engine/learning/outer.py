@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from engine.errors import ConfigurationError
 from engine.learning.inner import SGD, Params, adapt, moving
 from engine.learning.tasks import Task
+from engine.runs.profiling import span
 
 Predict = Callable[[Params, Tensor], Tensor]
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -164,18 +165,26 @@ def vmapped(problem: Problem, one: OneTask = automatic) -> ManyTasks:
 def meta_gradient(
     run: ManyTasks, params: Params, tasks: Task, *, chunk: int | None = None, halved: Callable[[int], None] | None = None
 ) -> Sums:
-    """Mean outer gradient over T tasks, ``chunk`` tasks at a time (all at once if None).
+    """Mean outer gradient over T tasks, losses (T,) and outputs (T, N, K); arguments as of :func:`summed_gradient`."""
+    sums = summed_gradient(run, params, tasks, chunk=chunk, halved=halved)
+    return sums._replace(gradients={name: value.div_(len(tasks.support_y)) for name, value in sums.gradients.items()})
+
+
+def summed_gradient(
+    run: ManyTasks, params: Params, tasks: Task, *, chunk: int | None = None, halved: Callable[[int], None] | None = None
+) -> Sums:
+    """What ``run`` returns of T tasks, ``chunk`` tasks at a time (all at once if None).
 
     Chunks bound the memory and change the result by rounding only. Running out of memory halves the chunk, tells ``halved`` the
-    new size and goes on with the tasks that are left; with one task a chunk the error passes through. Returns mean gradients,
-    losses (T,) and outputs (T, N, K).
+    new size and goes on with the tasks that are left; with one task a chunk the error passes through.
     """
     total = len(tasks.support_y)
     size, done, parts = min(chunk or total, total), 0, []
     gradients: Params = {}
     while done < total:
         try:
-            sums = run(params, tasks.take(slice(done, done + size)))
+            with span("task batch"):
+                sums = run(params, tasks.take(slice(done, done + size)))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or size == 1:
                 raise
@@ -190,8 +199,7 @@ def meta_gradient(
             gradients[name] = gradients[name].add_(value) if done else value if size == total else value.clone()
         parts.append(sums)
         done += size
-    mean = {name: value.div_(total) for name, value in gradients.items()}
-    return Sums(mean, torch.cat([part.losses for part in parts]), torch.cat([part.outputs for part in parts]))
+    return Sums(gradients, torch.cat([part.losses for part in parts]), torch.cat([part.outputs for part in parts]))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.learning.architecture_task import Loss, Supports, TaskModel, TaskRule
+from engine.runs.profiling import span
 
 
 def unrolled(
@@ -30,9 +31,10 @@ def unrolled(
     for step in range(rule.steps):
         x, y = supports.batch(task, step, "weights")
         searching = step < rule.architecture_steps
-        value = loss(model(weights, alphas, x, rule.temperature(step)), y)
         wanted = [weights, alphas] if searching else [weights]
-        gradients: Sequence[Tensor] = torch.autograd.grad(value, wanted, create_graph=second_order)
+        with span("inner step"):
+            value = loss(model(weights, alphas, x, rule.temperature(step)), y)
+            gradients: Sequence[Tensor] = torch.autograd.grad(value, wanted, create_graph=second_order)
         if not second_order:
             gradients = [g.detach() for g in gradients]
         weights = weights - rule.rate * gradients[0]

@@ -1,7 +1,4 @@
-"""The options of MAML, ANIL, BOIL and Meta-ticket. No torch here.
-
-Presets are the published configurations of reference note meta-ticket, section 6. The defaults are small: minutes on a CPU.
-"""
+"""The options of MAML, ANIL, BOIL and Meta-ticket. No torch here. The defaults are small: minutes on a CPU."""
 
 from __future__ import annotations
 
@@ -11,57 +8,24 @@ from typing import Any, ClassVar, Literal
 
 from engine.data.names import check_name
 from engine.errors import ConfigurationError
-from engine.methods.options import RunOptions, flag
+from engine.methods.learning_presets import LEARNING_PRESETS
+from engine.methods.options import INVOCATION, RunOptions, flag
+from engine.runs.options_parser import option_types
 
-_LONG = {"iterations": 30_000, "validate_every": 1000, "validation_tasks": 200, "test_tasks": 1000, "batch": 4}
-_OMNIGLOT = {**_LONG, "data": "omniglot", "network": "5-mlp", "size": 28, "inner_rate": 0.4, "test_steps": 3, "warmup": 1000}
-_COLOUR = {**_LONG, "network": "5-mlp", "size": 32, "inner_rate": 0.5, "warmup": 100}
-_MINI = {**_LONG, "data": "miniimagenet", "size": 84, "inner_rate": 0.3, "warmup": 1000, "outer_rate_adamw": 6e-4}
-_CONSTANT = {
-    **_OMNIGLOT,
-    "factor": 4,
-    "inner_steps": 3,
-    "batch": 32,
-    "iterations": 60_000,
-    "outer": "adamw",
-    "outer_rate_adamw": 0.1,
-    "prune_output": True,
-    "constant": 1.0,
-    "warmup": 0,
-}
 
-LEARNING_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "small": {"data": "omniglot", "size": 28, "test_steps": 3},
-    "omniglot": _OMNIGLOT,
-    "cifar-fs": {**_COLOUR, "data": "cifar-fs"},
-    "vgg-flower": {**_COLOUR, "data": "vgg-flower"},
-    "miniimagenet-resnet12": {**_MINI, "network": "resnet12"},
-    "miniimagenet-wrn28-5": {**_MINI, "network": "wrn28-5"},
-    "miniimagenet-wrn28-10": {**_MINI, "network": "wrn28-10"},
-    "constant": _CONSTANT,
-    "constant-random-mask": {**_CONSTANT, "sparsity": 0.5, "iterations": 0},
-}
+_NEVER_VARIED = INVOCATION | {"compare", "vary", "seeds", "seed", "preset", "device", "threads", "data_root"}
 
 
 @dataclass(frozen=True)
-class LearningOptions(RunOptions):
-    """What every meta-learner takes."""
+class OuterOptions(RunOptions):
+    """The inner and the outer loop. ``method`` is the name of the command that takes these options."""
 
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = LEARNING_PRESETS
+    method: ClassVar[str] = ""
 
-    network: Literal["3-mlp", "4-mlp", "5-mlp", "conv4", "resnet12", "wrn28-5", "wrn28-10"] = "5-mlp"
-    """Network; the 5-MLP has 256-128-64-64 units on grey images and 1024-512-256-128 on colour."""
     factor: int = 1
     """What the network's widths are multiplied by; 1, 2, 4 and 8 are published for the 5-MLP on Omniglot."""
-    size: int | None = None
-    """Side of the square images in pixels; none means the set's own."""
-    ways: int = 5
-    """Classes of a task."""
     shots: int = 5
-    """Support images of a class."""
-    queries: int | None = None
-    """Query images of a class; none means as many as shots, as published."""
+    """Support samples of a class, or of a regression."""
     inner_rate: float = 0.4
     """Learning rate of the inner loop."""
     inner_steps: int = 1
@@ -73,7 +37,8 @@ class LearningOptions(RunOptions):
     batch: int = 4
     """Tasks of an outer step."""
     task_chunk: int | None = None
-    """Tasks that are differentiated at once; none means all. Bounds the memory, not the result."""
+    """Tasks that are differentiated at once, and that a rank takes at once; none means all, dealt evenly to the ranks. Bounds the
+    memory; results are the same up to rounding, and the same bytes for any number of ranks."""
     iterations: int = 1500
     """Outer steps; 30000 are published."""
     outer: Literal["adamw", "sgd"] = "adamw"
@@ -90,6 +55,61 @@ class LearningOptions(RunOptions):
     """Tasks of a validation; 0 for none. Tasks of the classes `val`, never used to choose a model."""
     test_tasks: int = 400
     """Tasks of the test at the end."""
+    compare: str = ""
+    """Methods, separated by commas, that learn the same tasks in runs of their own below this one: maml, anil, boil, meta-ticket;
+    a ticket with +boil, +iterand, +pruneout, or +untrained, a random mask of half the weights."""
+    vary: str = ""
+    """An option and its values, such as inner_rate=0.1,0.4: every method is run with each of them."""
+    seeds: int = 1
+    """Runs of each method, with --seed and the following ones."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "factor", "shots", "inner_steps", "test_steps", "batch", "task_chunk", "validate_every", "test_tasks")
+        self._at_least(1, "seeds")
+        self._at_least(0, "iterations", "warmup", "validation_tasks")
+        for name in ("inner_rate", "outer_rate_adamw", "outer_rate_sgd"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigurationError(f"{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
+
+    @property
+    def is_study(self) -> bool:
+        """Whether this is several runs and what they say together."""
+        return bool(self.compare or self.vary or self.seeds > 1)
+
+    @property
+    def varied(self) -> tuple[str, list[Any]]:
+        """Name and values of ``vary``; ("", []) where it is empty, :class:`ConfigurationError` where it is none."""
+        if not self.vary:
+            return "", []
+        name, equals, text = self.vary.partition("=")
+        name, kinds = name.strip().replace("-", "_"), option_types(type(self))
+        if not equals or name not in kinds or name in _NEVER_VARIED:
+            raise ConfigurationError(f"--vary: {self.vary!r} is not an option and its values, such as inner_rate=0.1,0.4")
+        try:
+            return name, [kinds[name].from_text(value.strip()) for value in text.split(",")]
+        except ValueError as error:
+            raise ConfigurationError(f"--vary: {text!r}: {error}") from None
+
+    def steps(self, *, training: bool) -> int:
+        """Inner steps of training tasks or of others."""
+        return self.inner_steps if training or self.test_steps is None else self.test_steps
+
+
+@dataclass(frozen=True)
+class LearningOptions(OuterOptions):
+    """What every meta-learner of images takes."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = LEARNING_PRESETS
+
+    network: Literal["3-mlp", "4-mlp", "5-mlp", "conv4", "resnet12", "wrn28-5", "wrn28-10"] = "5-mlp"
+    """Network; the 5-MLP has 256-128-64-64 units on grey images and 1024-512-256-128 on colour."""
+    size: int | None = None
+    """Side of the square images in pixels; none means the set's own."""
+    ways: int = 5
+    """Classes of a task."""
+    queries: int | None = None
+    """Query images of a class; none means as many as shots, as published."""
     test_split: Literal["test", "val"] = "test"
     """Classes of the test; val where the test classes are not at hand, and then nothing is validated on them before."""
     also_test: str = ""
@@ -99,14 +119,9 @@ class LearningOptions(RunOptions):
 
     def validate(self) -> None:
         super().validate()
-        self._at_least(1, "factor", "size", "shots", "queries", "inner_steps", "test_steps", "batch", "task_chunk")
-        self._at_least(1, "validate_every", "test_tasks")
+        self._at_least(1, "size", "queries")
         self._at_least(2, "ways")
-        self._at_least(0, "iterations", "warmup", "validation_tasks")
-        for name in ("inner_rate", "outer_rate_adamw", "outer_rate_sgd"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(f"{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
-        for name in self.others:
+        for name in (self.data, *self.others):
             check_name(name)
 
     @property
@@ -119,15 +134,17 @@ class LearningOptions(RunOptions):
         """Query images of a class."""
         return self.shots if self.queries is None else self.queries
 
-    def steps(self, *, training: bool) -> int:
-        """Inner steps of training tasks or of others."""
-        return self.inner_steps if training or self.test_steps is None else self.test_steps
+    @property
+    def leading(self) -> int | None:
+        """Samples of a task, its support first, that BatchNorm takes its statistics of in tests; None for those at hand."""
+        return self.ways * self.shots if self.statistics == "support" else None
 
 
 @dataclass(frozen=True)
 class MAMLOptions(LearningOptions):
     """MAML: all parameters are adapted and meta-learned."""
 
+    method: ClassVar[str] = "maml"
     frozen: ClassVar[Literal["", "features", "classifier"]] = ""
 
 
@@ -135,6 +152,7 @@ class MAMLOptions(LearningOptions):
 class ANILOptions(MAMLOptions):
     """ANIL: the inner loop adapts the head alone."""
 
+    method: ClassVar[str] = "anil"
     frozen: ClassVar[Literal["", "features", "classifier"]] = "features"
 
 
@@ -142,6 +160,7 @@ class ANILOptions(MAMLOptions):
 class BOILOptions(MAMLOptions):
     """BOIL: the inner loop adapts the features alone."""
 
+    method: ClassVar[str] = "boil"
     frozen: ClassVar[Literal["", "features", "classifier"]] = "classifier"
 
 
@@ -149,6 +168,7 @@ class BOILOptions(MAMLOptions):
 class MetaTicketOptions(LearningOptions):
     """Meta-ticket: weights stay at random, masks are meta-learned."""
 
+    method: ClassVar[str] = "meta-ticket"
     outer: Literal["adamw", "sgd"] = "sgd"
     """Outer optimiser of the scores: AdamW at a constant rate, or SGD with momentum 0.9, warm-up and cosine."""
     sparsity: float = 0.0

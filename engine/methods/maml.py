@@ -11,8 +11,12 @@ from torch.func import functional_call
 
 from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MAMLOptions
+from engine.methods.meta_data import draw_network, load_others, load_tasks
+from engine.methods.meta_jobs import jobs
+from engine.methods.meta_learner import Learner
 from engine.methods.meta_result import finish, protocol
-from engine.methods.meta_training import Learner, draw_network, load_others, load_tasks, train
+from engine.methods.meta_study import study
+from engine.methods.meta_training import train
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -20,11 +24,13 @@ if TYPE_CHECKING:
 
 
 def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
-    """Meta-train and test; the result has no genotype."""
+    """Meta-train and test; the result has no genotype. Several runs where the options compare or vary."""
+    if options.is_study:
+        return study(options, run, stop, progress)
     watch = Stopwatch()
-    data = load_tasks(options)
-    others = load_others(options, data)
-    module, values = draw_network(options, data)
+    source = load_tasks(options)
+    others = load_others(options, source)
+    module, values = draw_network(options, source.data)
     rates = {name: options.inner_rate for name in values if part_of(name) != options.frozen}
     problem = Problem(
         lambda params, x: functional_call(module, params, (x,)),
@@ -33,14 +39,16 @@ def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str
         tuple(values),
         options.first_order,
     )
-    learner = Learner(options, problem, module, values)
-    curve, final = train(learner, data, run, stop, progress)
-    return finish(learner, final, curve, data, others, watch)
+    learner = Learner(options, problem, module, values, ranks=run.ranks, leading=options.leading)
+    curve = train(learner, source, run, stop, progress)
+    return finish(learner, options, curve, {options.data: source, **others}, stop, watch)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``."""
+    runs = jobs(options) if options.is_study else []
     return [
+        *([("runs", f"{len(runs)}: {', '.join(job.folder for job in runs)}")] if runs else []),
         ("network", f"{options.network}, width factor {options.factor}"),
         (
             "training",

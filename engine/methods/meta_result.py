@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from engine.data import ImageSet
-from engine.learning.evaluation import Accuracy
+from engine.learning.evaluation import Tested
 from engine.methods.learning_options import LearningOptions
-from engine.methods.meta_training import PROTOCOLS, Learner
+from engine.methods.meta_data import TaskSource
+from engine.methods.meta_learner import Learner
 from engine.runs.stopwatch import Stopwatch
+
+PROTOCOLS = {
+    "transductive": "BatchNorm statistics of all queries of the task (transductive, as published)",
+    "support": "BatchNorm statistics of the support only",
+}
 
 
 def finish(
     learner: Learner,
     options: LearningOptions,
     curve: list[dict[str, Any]],
-    data: ImageSet,
-    others: dict[str, ImageSet],
+    sources: Mapping[str, TaskSource],
+    stop: Any,
     watch: Stopwatch,
 ) -> dict[str, Any]:
-    """Test on every data set and say what came of the run."""
-    tests = {
-        name: learner.test(each, options.test_split, options.test_tasks, ())
-        for name, each in {options.data: data, **others}.items()
-    }
+    """Test on every data set, the first being that of the training, and say what came of the run."""
+    split, count = options.test_split, options.test_tasks
+    tests = {name: learner.test(source, split, count, (), stop) for name, source in sources.items()}
     sparsity = learner.sparsity()
     masked = {"masked_weights": sum(learner.params[name].numel() for name in sparsity), "sparsity": sparsity}
     seconds, cpu_seconds, _ = watch.read()
@@ -37,6 +41,7 @@ def finish(
         "cpu_seconds": cpu_seconds,
         "plots": plots(curve),
         "tables": [table(options, tests)],
+        "tests": {name: {**found.to_dict(), "each": found.right} for name, found in tests.items()},
     }
 
 
@@ -50,9 +55,13 @@ def protocol(options: LearningOptions) -> str:
     )
 
 
-def table(options: LearningOptions, tests: dict[str, Accuracy]) -> dict[str, Any]:
+def table(options: LearningOptions, tests: Mapping[str, Tested]) -> dict[str, Any]:
     """The tests as a table, one row a data set."""
-    rows = [[name, round(100 * t.mean, 2), round(100 * t.half_width, 2), round(t.loss, 4), t.tasks] for name, t in tests.items()]
+    rows = []
+    for name, found in tests.items():
+        test = found.to_dict()
+        percents = [round(100 * test[key], 2) for key in ("accuracy", "interval")]
+        rows.append([name, *percents, round(test["loss"], 4), test["tasks"]])
     columns = ["data", "accuracy %", "95 % interval", "loss", "tasks"]
     return {"title": f"Learned from {options.data}, tested on tasks of unseen classes", "columns": columns, "rows": rows}
 

@@ -15,8 +15,11 @@ from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MetaTicketOptions
 from engine.methods.maml import part_of
 from engine.methods.maml import plan as maml_plan
+from engine.methods.meta_data import draw_network, load_others, load_tasks
+from engine.methods.meta_learner import Learner
 from engine.methods.meta_result import finish
-from engine.methods.meta_training import Learner, draw_network, load_others, load_tasks, train
+from engine.methods.meta_study import study
+from engine.methods.meta_training import train
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -24,11 +27,13 @@ if TYPE_CHECKING:
 
 
 def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
-    """Meta-train the mask and test; the result has no genotype."""
+    """Meta-train the mask and test; the result has no genotype. Several runs where the options compare or vary."""
+    if options.is_study:
+        return study(options, run, stop, progress)
     watch = Stopwatch()
-    data = load_tasks(options)
-    others = load_others(options, data)
-    module, values = draw_network(options, data)
+    source = load_tasks(options)
+    others = load_others(options, source)
+    module, values = draw_network(options, source.data)
     network, params = mask_parameters(
         module,
         values,
@@ -46,9 +51,9 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
 
     rates = {name: options.inner_rate for name in values if not (options.boil and part_of(name) == "classifier")}
     problem = Problem(network.predict, rates, options.steps(training=True), network.scores, options.first_order)
-    learner = Learner(options, problem, module, params, network, after)
-    curve, final = train(learner, data, run, stop, progress)
-    return finish(learner, final, curve, data, others, watch)
+    learner = Learner(options, problem, module, params, network, after, ranks=run.ranks, leading=options.leading)
+    curve = train(learner, source, run, stop, progress)
+    return finish(learner, options, curve, {options.data: source, **others}, stop, watch)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:

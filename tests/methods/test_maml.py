@@ -14,8 +14,8 @@ import torch
 
 from engine.cli import main
 from engine.learning.evaluation import with_leading_statistics
-from engine.methods import meta_training
-from engine.methods.meta_training import Learner
+from engine.methods import meta_learner, meta_training
+from engine.methods.meta_learner import Learner
 from engine.spaces.networks import Conv4
 
 QUICK = ["--iterations", "12", "--validate-every", "4", "--validation-tasks", "4", "--test-tasks", "6", "--batch", "2", "--quiet"]
@@ -69,10 +69,10 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path: Path, monkeypa
     plain = Learner.step
 
     def broken(self: Learner, tasks: Any, step: int, *rest: Any) -> Any:
-        sums = plain(self, tasks, step, *rest)
+        facts, asked = plain(self, tasks, step, *rest)
         if step == 6:
-            sums.losses[1] = torch.nan
-        return sums
+            facts[1, 1] = torch.nan
+        return facts, asked
 
     monkeypatch.setattr(Learner, "step", broken)
     monkeypatch.setattr(meta_training, "steps", _saving_each(meta_training.steps))
@@ -93,7 +93,7 @@ def test_parameters_that_leave_the_finite_numbers_are_not_saved(tmp_path: Path, 
 
 
 def test_lack_of_memory_halves_the_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = meta_training.mlp_batch
+    plain = meta_learner.mlp_batch
 
     def small(*given: Any) -> Any:
         run = plain(*given)
@@ -105,10 +105,10 @@ def test_lack_of_memory_halves_the_chunk(tmp_path: Path, monkeypatch: pytest.Mon
 
         return limited
 
-    monkeypatch.setattr(meta_training, "mlp_batch", small)
+    monkeypatch.setattr(meta_learner, "mlp_batch", small)
     assert search("maml", tmp_path / "small") == 0
     assert tomllib.loads((tmp_path / "small" / "config.toml").read_text())["task_chunk"] == 1
-    monkeypatch.setattr(meta_training, "mlp_batch", plain)
+    monkeypatch.setattr(meta_learner, "mlp_batch", plain)
     assert search("maml", tmp_path / "large") == 0
     assert result(tmp_path / "small")["loss"] == pytest.approx(result(tmp_path / "large")["loss"], rel=1e-2)
 
