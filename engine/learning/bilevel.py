@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -35,21 +36,25 @@ class FlatNetwork:
 
 @dataclass
 class Sgd:
-    """SGD with momentum and L2 penalty on a flat vector; ``velocity`` is m in m <- momentum m + g + decay w, w <- w - rate m."""
+    """SGD with momentum and L2 penalty on a flat vector; ``velocity`` is m in m <- momentum m + g + decay w, w <- w - rate m.
+
+    ``nesterov`` takes w <- w - rate (g + decay w + momentum m) instead, as torch.optim.SGD does.
+    """
 
     velocity: Tensor
     momentum: float = 0.9
     decay: float = 3e-4
     clip: float = math.inf
+    nesterov: bool = False
 
     def step(self, w: Tensor, gradient: Tensor, rate: float) -> None:
         """Move ``w`` in place. Gradients longer than ``clip`` are scaled to it; one that is not finite is a NumericalError."""
         norm = float(gradient.norm())
         if not math.isfinite(norm):
             raise NumericalError("the gradient of the weights is not finite; lower --weight-rate or resume from an earlier run")
-        scale = min(1.0, self.clip / (norm + 1e-6))
-        self.velocity.mul_(self.momentum).add_(gradient, alpha=scale).add_(w, alpha=self.decay)
-        w.sub_(self.velocity, alpha=rate)
+        direction = torch.add(gradient * clip_factor(norm, self.clip), w, alpha=self.decay)
+        self.velocity.mul_(self.momentum).add_(direction)
+        w.sub_(direction.add_(self.velocity, alpha=self.momentum) if self.nesterov else self.velocity, alpha=rate)
 
     @property
     def inertia(self) -> Tensor:
@@ -59,7 +64,10 @@ class Sgd:
 
 @dataclass
 class Adam:
-    """Adam (Kingma and Ba 2015) with an L2 penalty added to the gradient, on one tensor of architecture parameters."""
+    """Adam (Kingma and Ba 2015) with an L2 penalty added to the gradient, on one tensor of architecture parameters.
+
+    Gradients longer than ``clip`` are scaled to it before the penalty is added.
+    """
 
     first: Tensor
     second: Tensor
@@ -68,12 +76,15 @@ class Adam:
     decay: float = 1e-3
     betas: tuple[float, float] = (0.5, 0.999)
     eps: float = 1e-8
+    clip: float = math.inf
 
     def step(self, a: Tensor, gradient: Tensor) -> None:
         """Move ``a`` in place; a gradient that is not finite is a NumericalError."""
         if not bool(gradient.isfinite().all()):
             raise NumericalError("the gradient of the architecture parameters is not finite; lower --alpha-rate or --weight-rate")
         self.count += 1
+        if self.clip < math.inf:
+            gradient = gradient * clip_factor(float(gradient.norm()), self.clip)
         gradient = gradient.add(a, alpha=self.decay)
         self.first.lerp_(gradient, 1 - self.betas[0])
         self.second.lerp_(gradient * gradient, 1 - self.betas[1])
@@ -108,6 +119,16 @@ class Bilevel:
         self.adam.count = count
 
 
+def clip_factor(norm: float, clip: float) -> float:
+    """What a vector of this norm is multiplied with so that it is no longer than ``clip``."""
+    return min(1.0, clip / (norm + 1e-6))
+
+
 def cosine(start: float, end: float, epoch: int, epochs: int) -> float:
     """The learning rate of an epoch on half a cosine from ``start`` (epoch 0) to ``end`` (epoch ``epochs``)."""
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def warmed_cosine(start: float, end: float, epoch: int, epochs: int, warm_up: int = 0) -> float:
+    """:func:`cosine`, but in the first ``warm_up`` epochs a line that reaches ``start`` with the last (PC-DARTS on ImageNet)."""
+    return start * (epoch + 1) / warm_up if epoch < warm_up else cosine(start, end, epoch, epochs)

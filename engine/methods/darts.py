@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from engine.learning.bilevel import Adam, Bilevel, FlatNetwork, Sgd
 from engine.learning.hypergradient import Hypergradient, Loss, Step, first_order, second_order, weight_gradient
+from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Batch, Halves
 from engine.methods.darts_learner import Learner, run_search
-from engine.methods.darts_options import DartsOptions
+from engine.methods.darts_options import DartsOptions, FamilyOptions
+from engine.runs.profiling import span
 from engine.runs.streams import stream
-from engine.spaces.darts_supernet import darts_supernet
 from engine.spaces.supernet import initialise
 
 if TYPE_CHECKING:
@@ -42,49 +43,62 @@ def plan(options: DartsOptions) -> list[tuple[str, str]]:
 
 
 class Darts(Learner):
-    """One search: its network and its two levels."""
+    """One search with one model: its network and its two levels, of any base."""
 
-    options: DartsOptions
-
-    def __init__(self, options: DartsOptions, data: Halves) -> None:
-        super().__init__(options, data)
-        channels_in = data.data.images.shape[1]
-        shape = {"cells": options.cells, "channels": options.channels, "channels_in": channels_in}
-        model = darts_supernet(self.space, outputs=data.classes, **shape)
-        initialise(model, stream(options.seed, "weights"), kaiming=False)
+    def __init__(self, options: FamilyOptions, data: Halves, base: Base | None = None) -> None:
+        super().__init__(options, data, base or Base(options))
+        base = self.base
+        model = base.network(outputs=data.classes, channels_in=data.data.images.shape[1])
+        initialise(model, stream(options.seed, "weights", *base.address), kaiming=False)
         self.network = FlatNetwork(model.to(options.device))
-        w, a = self.network.start, self.initial_alphas()
-        sgd = Sgd(torch.zeros_like(w), options.momentum, options.weight_decay, options.clip)
-        adam = Adam(torch.zeros_like(a), torch.zeros_like(a), rate=options.alpha_rate, decay=options.alpha_decay)
-        self.state = Bilevel(w, a, sgd, adam)
+        w, a = self.network.start, base.start()
+        sgd = Sgd(torch.zeros_like(w), options.momentum, options.weight_decay, options.clip, options.nesterov)
+        rule = {"rate": options.alpha_rate, "decay": options.alpha_decay, "clip": options.alpha_clip}
+        self.state = Bilevel(w, a, sgd, Adam(torch.zeros_like(a), torch.zeros_like(a), **rule))
 
     def iterate(self, epoch: int, step: int) -> None:
-        """An architecture step on a validation batch, then a weight step on a training batch."""
-        state, rate = self.state, self.rate(epoch)
-        batch = self.data.training(epoch, step)
+        """An architecture step on a validation batch, and a weight step on a training batch, in the base's order."""
+        batch, rate = self.data.training(epoch, step), self.rate(epoch)
+        if self.base.weights_first:
+            self.move_weights(batch, epoch, step, rate)
         if self.searches(epoch, step):
-            found = self.hypergradient(batch, self.data.validating(epoch, step), rate)
-            state.adam.step(state.a, found.gradient)
+            with span("architecture step"):
+                found = self.hypergradient(batch, epoch, step, rate)
+                self.state.adam.step(self.state.a, found.gradient)
             self.sums["search_loss"] += float(found.validation)
             self.sums["searched"] += 1
-        loss, gradient = weight_gradient(self.loss(batch), state.w, state.a)
-        state.sgd.step(state.w, gradient, rate)
+        if not self.base.weights_first:
+            self.move_weights(batch, epoch, step, rate)
+
+    def move_weights(self, batch: Batch, epoch: int, step: int, rate: float) -> None:
+        """A step of the weights."""
+        state = self.state
+        with span("weight step"):
+            loss, gradient = weight_gradient(self.loss(batch, Pass("weights", epoch, step)), state.w, state.a)
+            state.sgd.step(state.w, gradient, rate)
         self.sums["training_loss"] += float(loss)
 
-    def hypergradient(self, training: Batch, validation: Batch, rate: float) -> Hypergradient:
+    def hypergradient(self, batch: Batch, epoch: int, step: int, rate: float) -> Hypergradient:
         """DARTS, Eq. 7, or its first term alone."""
         options, state = self.options, self.state
-        if options.order == "first":
-            return first_order(self.loss(validation), state.w, state.a)
-        step = Step(rate, options.weight_decay, state.sgd.inertia)
-        return second_order(self.loss(training), self.loss(validation), state.w, state.a, step, hessian=options.hessian_mode)
+        validation = self.validation_loss(self.data.validating(epoch, step), Pass("architecture", epoch, step, "validation"))
+        if not options.second_order:
+            return first_order(validation, state.w, state.a)
+        training = self.loss(batch, Pass("architecture", epoch, step, "training"))
+        virtual = Step(rate, options.weight_decay, state.sgd.inertia)
+        return second_order(training, validation, state.w, state.a, virtual, hessian=options.hessian_mode)
 
-    def loss(self, batch: Batch) -> Loss:
+    def loss(self, batch: Batch, where: Pass) -> Loss:
         """Mean cross-entropy of a batch as a function of weights and architecture."""
-        return lambda w, a: F.cross_entropy(self.network(w, batch.images, self.relaxation(a)), batch.labels)
+        return lambda w, a: F.cross_entropy(self.network(w, batch.images, self.base.mixture(a, where)), batch.labels)
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.network(self.state.w, images, self.relaxation(self.state.a))
+    def validation_loss(self, batch: Batch, where: Pass) -> Loss:
+        """What the architecture lowers: the cross-entropy and the base's penalty."""
+        loss = self.loss(batch, where)
+        return lambda w, a: loss(w, a) + self.base.penalty(a, where)
+
+    def logits(self, images: Tensor, where: Pass) -> Tensor:
+        return self.network(self.state.w, images, self.base.mixture(self.state.a, where))
 
     @property
     def alphas(self) -> Tensor:

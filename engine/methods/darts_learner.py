@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.learning.bilevel import cosine
+from engine.learning.bilevel import warmed_cosine
+from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Halves
 from engine.methods.darts_options import FamilyOptions
 from engine.runs.loop import steps
 from engine.runs.stopwatch import Stopwatch
-from engine.runs.streams import stream
 from engine.spaces.cost import count
-from engine.spaces.darts import operation_counts, searched_space
-from engine.spaces.darts_supernet import SoftmaxRelaxation
+from engine.spaces.darts import operation_counts
 from engine.spaces.genotype import Genotype
 
 if TYPE_CHECKING:
@@ -31,12 +30,10 @@ PUBLISHED_CELLS, PUBLISHED_CHANNELS = 20, 36
 
 
 class Learner(ABC):
-    """A search between two steps."""
+    """A search between two steps. Epochs are counted from the start of the search, through all its networks."""
 
-    def __init__(self, options: FamilyOptions, data: Halves) -> None:
-        self.options, self.data = options, data
-        self.space = searched_space(options.space)
-        self.relaxation = SoftmaxRelaxation(self.space)
+    def __init__(self, options: FamilyOptions, data: Halves, base: Base) -> None:
+        self.options, self.data, self.base = options, data, base
         self.sums = {"training_loss": 0.0, "search_loss": 0.0, "searched": 0.0}
         self.curve: list[dict[str, Any]] = []
 
@@ -54,37 +51,47 @@ class Learner(ABC):
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], counts: dict[str, int]) -> None:
-        """Take over a checkpoint."""
+        """Take over a checkpoint of the same base."""
 
     @abstractmethod
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, where: Pass) -> Tensor:
         """What the supernet that is searched says of images, by the statistics of the batch."""
 
     @property
     @abstractmethod
     def alphas(self) -> Tensor:
-        """The architecture parameters (T, E, O)."""
+        """The architecture parameters, in the base's shape."""
+
+    def with_base(self, base: Base) -> Learner:
+        """The same search in a fresh network."""
+        fresh = type(self)(self.options, self.data, base)
+        fresh.curve = self.curve
+        return fresh
+
+    def after(self, epoch: int) -> Learner:
+        """What goes on after an epoch: this, or a fresh network where the base begins another stage."""
+        following = self.base.following(epoch, self.alphas)
+        return self if following is None else self.with_base(following)
 
     def genotype(self) -> Genotype:
         """The cell at this moment."""
-        return self.relaxation.genotype(self.alphas)
+        return self.base.genotype(self.alphas)
 
     def rate(self, epoch: int) -> float:
         """The weights' learning rate of an epoch."""
-        return cosine(self.options.weight_rate, self.options.weight_rate_end, epoch, self.options.epochs)
+        options, base = self.options, self.base
+        ends = options.weight_rate, options.weight_rate_end
+        return warmed_cosine(*ends, epoch - base.first_epoch, base.epochs, options.rate_warm_up)
 
     def searches(self, epoch: int, step: int) -> bool:
-        """Whether the architecture moves before this step of the weights."""
+        """Whether the architecture moves in this step."""
+        if epoch - self.base.first_epoch < self.options.warm_up:
+            return False
         return (epoch * self.data.steps + step) % self.options.interval == 0
-
-    def initial_alphas(self) -> Tensor:
-        """Normal numbers of the options' scale, by address."""
-        drawn = torch.randn(self.relaxation.shape, generator=stream(self.options.seed, "alphas"))
-        return (self.options.alpha_scale * drawn).to(self.options.device)
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """The line of an epoch, which also goes on the curve."""
-        loss, accuracy = self.validate()
+        loss, accuracy = self.validate(epoch)
         genotype = self.genotype()
         found = {
             "epoch": epoch,
@@ -98,12 +105,12 @@ class Learner(ABC):
         self.sums = dict.fromkeys(self.sums, 0.0)
         return {"event": "epoch", **found, "genotype": genotype.to_dict()["cells"]}
 
-    def validate(self) -> tuple[float, float]:
+    def validate(self, epoch: int) -> tuple[float, float]:
         """Loss and accuracy of the supernet on the validation half, unaugmented."""
         losses, right, seen = 0.0, 0, 0
         with torch.no_grad():
-            for batch in self.data.plain_validation():
-                logits = self.logits(batch.images)
+            for step, batch in enumerate(self.data.plain_validation()):
+                logits = self.logits(batch.images, Pass("validation", epoch, step))
                 losses += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
                 right += int((logits.argmax(1) == batch.labels).sum())
                 seen += len(batch.labels)
@@ -113,7 +120,7 @@ class Learner(ABC):
 def run_search(learner: Learner, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Go through the epochs, or through what a resumed run has left of them, and return what goes into result.json."""
     data, options = learner.data, learner.options
-    before, start = _resume(run, learner)
+    learner, before, start = _resume(run, learner)
     watch = Stopwatch()
 
     def spent() -> tuple[float, float]:
@@ -121,34 +128,37 @@ def run_search(learner: Learner, run: Run, stop: Any, progress: Any) -> dict[str
         return before[0] + seconds, before[1] + cpu
 
     def snapshot() -> tuple[dict[str, Any], dict[str, Tensor]]:
-        state = {"counts": learner.counts(), "sums": learner.sums, "curve": learner.curve, "spent": list(spent())}
-        return state, learner.tensors()
+        facts = {"base": learner.base.state(), "counts": learner.counts(), "sums": learner.sums, "curve": learner.curve}
+        return {**facts, "spent": list(spent())}, learner.tensors()
 
-    total = options.epochs * data.steps
+    total = options.all_epochs * data.steps
     with progress(total, "steps", done=start) as bar:
         for number in steps(run, stop, snapshot, start=start, total=total):
             epoch, step = divmod(number, data.steps)
             learner.iterate(epoch, step)
             if step + 1 == data.steps:
                 run.append("metrics.jsonl", learner.end_epoch(epoch))
+                learner = learner.after(epoch)
             bar.advance(epoch=epoch, **{key: learner.curve[-1][key] for key in ("validation_loss",) if learner.curve})
     return outcome(learner, *spent())
 
 
-def _resume(run: Run, learner: Learner) -> tuple[tuple[float, float], int]:
-    """Seconds and CPU seconds spent before, and the step to go on with."""
+def _resume(run: Run, learner: Learner) -> tuple[Learner, tuple[float, float], int]:
+    """The search to go on with, seconds and CPU seconds spent before, and the step to go on with."""
     loaded = run.load()
     if loaded is None:
-        return (0.0, 0.0), 0
+        return learner, (0.0, 0.0), 0
     state, tensors = loaded
+    base = learner.base.restored(state["base"])
+    learner = learner if base is learner.base else learner.with_base(base)
     learner.restore(tensors, state["counts"])
     learner.sums, learner.curve = state["sums"], state["curve"]
-    return (state["spent"][0], state["spent"][1]), state["step"]
+    return learner, (state["spent"][0], state["spent"][1]), state["step"]
 
 
 def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, Any]:
     """The result of a finished search."""
-    genotype = learner.genotype()
+    genotype, extra = learner.genotype(), learner.base.result(learner.alphas)
     channels_in, _, size = learner.data.data.images.shape[1:]
     cost = count(
         genotype,
@@ -161,7 +171,7 @@ def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, A
     last = learner.curve[-1]
     return {
         "genotype": genotype,
-        "evaluations": learner.options.epochs * learner.data.steps,
+        "evaluations": learner.options.all_epochs * learner.data.steps,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3),
         "validation_loss": last["validation_loss"],
@@ -170,8 +180,9 @@ def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, A
         "flops": cost.flops,
         "counted_network": {"cells": PUBLISHED_CELLS, "channels": PUBLISHED_CHANNELS},
         "operations": operation_counts(genotype),
+        **extra,
         "plots": [_curves(learner.curve)],
-        "tables": [_alphas(learner)],
+        "tables": [_strengths(learner), *extra.get("tables", [])],
     }
 
 
@@ -184,8 +195,8 @@ def _curves(curve: list[dict[str, Any]]) -> dict[str, Any]:
     return {"title": "Loss of the supernet", "x_label": "epoch", "y_label": "cross-entropy", "kind": "line", "series": series}
 
 
-def _alphas(learner: Learner) -> dict[str, Any]:
-    space, weights = learner.space, learner.relaxation(learner.alphas).weights.tolist()
+def _strengths(learner: Learner) -> dict[str, Any]:
+    space, weights = learner.base.space, learner.base.strengths(learner.alphas).tolist()
     rows = [
         [kind, f"{source}->{target}", *(round(value, 4) for value in weights[k][e])]
         for k, kind in enumerate(space.kinds)

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from engine.errors import ConfigurationError
-from engine.methods.options import NATIVE_LIMIT, SearchOptions
+from engine.methods.options import NATIVE_LIMIT, SearchOptions, flag
 from engine.spaces.darts import searched_space
 
 # The real thing at toy size, for images of 8x8.
-_TOY = {"cells": 3, "channels": 8, "images": 512}
-_SMALL = {"cells": 5, "channels": 8, "size": 16, "batch": 64, "epochs": 20}
+TOY = {"cells": 3, "channels": 8, "images": 512}
+SMALL = {"cells": 5, "channels": 8, "size": 16, "batch": 64, "epochs": 20}
 
 DARTS_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {**_TOY, "epochs": 8},
+    "default": {**TOY, "epochs": 8},
     "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32, "batch": 64, "epochs": 50},
-    "small": {**_SMALL, "data": "cifar10"},
+    "small": {**SMALL, "data": "cifar10"},
 }
 
 
@@ -36,6 +36,8 @@ class FamilyOptions(SearchOptions):
     """Cells of the supernet; those at one and two thirds of the depth reduce."""
     channels: int = 16
     """Channels of the first cell, even; each reduction cell doubles them."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """What the images enter by: one convolution, or three of stride 2 for large images."""
     size: int | None = None
     """Side of the square images in pixels; none means the set's own, at most 32."""
     images: int | None = None
@@ -66,6 +68,12 @@ class FamilyOptions(SearchOptions):
     """L2 penalty of the architecture parameters."""
     alpha_scale: float = 1e-3
     """Standard deviation of the initial architecture parameters; 0 is allowed."""
+    alpha_clip: float = float("inf")
+    """Largest norm of the architecture parameters' gradient; 5 for P-DARTS, PR-DARTS and PC-DARTS on ImageNet."""
+    warm_up: int = 0
+    """Epochs, of each stage, in which only the weights move."""
+    rate_warm_up: int = 0
+    """Epochs in which the weights' learning rate rises to --weight-rate; 5 for PC-DARTS on ImageNet."""
 
     def validate(self) -> None:
         super().validate()
@@ -74,15 +82,37 @@ class FamilyOptions(SearchOptions):
         self._at_least(
             0, "weight_rate", "weight_rate_end", "weight_decay", "alpha_rate", "alpha_decay", "alpha_scale", "momentum"
         )
+        self._at_least(0, "warm_up", "rate_warm_up")
         if self.channels % 2:
             raise ConfigurationError(f"--channels: the strided skip connection halves them, so {self.channels} must be even")
         if not self.momentum < 1:
             raise ConfigurationError(f"--momentum must be below 1, got {self.momentum}")
-        if not self.clip > 0:
-            raise ConfigurationError(f"--clip must be above 0, got {self.clip}")
+        for name in ("clip", "alpha_clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{flag(name)} must be above 0, got {getattr(self, name)}")
         if self.images is not None and self.images < self.batch:
             raise ConfigurationError(f"--images: {self.images} do not fill a batch of {self.batch}")
         searched_space(self.space)
+
+    @property
+    def method(self) -> str:
+        """The base of the search."""
+        return "darts"
+
+    @property
+    def second_order(self) -> bool:
+        """Whether architecture gradients see the step of the weights."""
+        return False
+
+    @property
+    def nesterov(self) -> bool:
+        """Whether the weights' momentum looks ahead."""
+        return False
+
+    @property
+    def all_epochs(self) -> int:
+        """Epochs of the whole search."""
+        return self.epochs
 
     @property
     def hessian_mode(self) -> Literal["exact", "finite-difference"]:
@@ -101,43 +131,6 @@ class DartsOptions(FamilyOptions):
     order: Literal["first", "second"] = "second"
     """Whether architecture gradients see the step of the weights (second) or hold them (first)."""
 
-
-# Tables 26 to 29 say 30 epochs, 0.1 for lambda and batches of 32; section 4 of the text agrees for DARTS.
-TETLO_PRESETS: dict[str, dict[str, Any]] = {
-    "default": {**_TOY, "epochs": 4},
-    "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32},
-    "small": {**_SMALL, "data": "cifar10"},
-}
-
-
-@dataclass(frozen=True)
-class TetloOptions(FamilyOptions):
-    """TETLO: an auxiliary model learns from the main one which images are alike. --faithful is --hessian finite-difference."""
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = TETLO_PRESETS
-
-    batch: int = 32
-    """Images of a step; an epoch leaves out what does not fill one."""
-    epochs: int = 30
-    """Passes over the training half."""
-    interval: int = 5
-    """Weight steps for each architecture step."""
-    base: Literal["darts1st", "darts2nd"] = "darts2nd"
-    """Search to build on: with darts1st the main validation loss does not see the main model's step; the transfer does."""
-    lam: float = 0.1
-    """Weight lambda of the similarities in the auxiliary model's loss; 0.1 in the paper's text, 0.5 in its tables 27 and 29."""
-    gamma: float = 1.0
-    """Weight of the auxiliary model's validation loss."""
-    pairs: int = 300
-    """Quadruples of images of a batch whose similarities are compared."""
-    similarity: Literal["sum", "mean"] = "sum"
-    """How the quadruples' terms are put together: the paper's sum, or a mean, which makes lambda independent of --pairs."""
-
-    def validate(self) -> None:
-        super().validate()
-        self._at_least(0, "lam", "gamma")
-        self._at_least(1, "pairs")
-        self._at_least(2, "cells")
-        possible = self.batch * (self.batch - 1) // 2
-        if possible < self.pairs:
-            raise ConfigurationError(f"--batch: {self.batch} images make {possible} pairs, fewer than --pairs {self.pairs}")
+    @property
+    def second_order(self) -> bool:
+        return self.order == "second"

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any
 
 from engine.errors import ConfigurationError
-from engine.methods.darts_options import DartsOptions, TetloOptions
+from engine.methods.darts_options import DartsOptions
 from engine.methods.lamanas_options import LamanasOptions
 from engine.methods.learning_options import ANILOptions, BOILOptions, MAMLOptions, MetaTicketOptions
 from engine.methods.metanas_options import MetaNASOptions
@@ -28,6 +28,10 @@ from engine.methods.options import (
     TENASOptions,
     suggestion,
 )
+from engine.methods.pcdarts_options import PcdartsOptions
+from engine.methods.pdarts_options import PdartsOptions
+from engine.methods.prdarts_options import PrdartsOptions
+from engine.methods.tetlo_options import TetloOptions
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,18 @@ register_method("metantk-only", EpisodeOptions, _PRUNING, "prune by MetaNTK cond
 register_method("random", CellOptions, "engine.methods.random_search:search", "draw a genotype at random")
 register_method("darts", DartsOptions, "engine.methods.darts:search", "descend on a softmax over operations")
 register_method(
+    "pcdarts", PcdartsOptions, "engine.methods.pcdarts:search", "descend with a part of the channels and weighted edges"
+)
+register_method("pdarts", PdartsOptions, "engine.methods.pdarts:search", "deepen in stages and drop operations on the way")
+register_method("prdarts", PrdartsOptions, "engine.methods.prdarts:search", "descend on gates, with paths and groups regularised")
+register_method(
     "tetlo", TetloOptions, "engine.methods.tetlo:search", "descend so that an auxiliary model learns from the main one"
 )
 register_method("metanas", MetaNASOptions, "engine.methods.metanas:search", "meta-learn weights and architecture together")
 register_method("lamanas", LamanasOptions, "engine.methods.lamanas:search", "metanas with a loss that is meta-learned too")
 _MAML = "engine.methods.maml:search"
-register_method("maml", MAMLOptions, _MAML, "meta-learn an initialisation that tasks are learned from")
-register_method("anil", ANILOptions, _MAML, "MAML whose inner loop adapts the head only")
-register_method("boil", BOILOptions, _MAML, "MAML whose inner loop adapts the features only")
-register_method("meta-ticket", MetaTicketOptions, "engine.methods.meta_ticket:search", "meta-learn the mask of a random network")
+register_method("maml", MAMLOptions, _MAML, "meta-learn an initialisation that tasks are learned from", shares_work=True)
+register_method("anil", ANILOptions, _MAML, "MAML whose inner loop adapts the head only", shares_work=True)
+register_method("boil", BOILOptions, _MAML, "MAML whose inner loop adapts the features only", shares_work=True)
+_TICKET = "engine.methods.meta_ticket:search"
+register_method("meta-ticket", MetaTicketOptions, _TICKET, "meta-learn the mask of a random network", shares_work=True)

@@ -8,6 +8,7 @@ validation losses (Eq. 12). Shared weights are shared by value: each model's vir
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +20,28 @@ from engine.learning.bilevel import Adam, FlatNetwork, Sgd
 from engine.learning.hypergradient import Loss, Step, weight_gradient
 from engine.learning.similarity import draw_quadruples, quadruple_similarity
 from engine.learning.trilevel import TransferLoss, Trilevel, TrilevelGradient, hypergradient
+from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Batch, Halves
 from engine.methods.darts_learner import Learner, run_search
-from engine.methods.darts_options import TetloOptions
+from engine.methods.pcdarts import PartialBase
+from engine.methods.pdarts import ProgressiveBase
+from engine.methods.prdarts import GateBase
+from engine.methods.tetlo_options import TetloOptions
+from engine.runs.profiling import span
 from engine.runs.streams import stream
-from engine.spaces.darts_supernet import darts_encoder
 from engine.spaces.supernet import initialise
 
 if TYPE_CHECKING:
     from engine.runs.run import Run
+
+# What each choice of --base brings. darts1st and darts2nd differ in the hypergradient alone.
+BASES: dict[str, Callable[[TetloOptions], Base]] = {
+    "darts1st": Base,
+    "darts2nd": Base,
+    "pdarts": ProgressiveBase,
+    "pcdarts": PartialBase,
+    "prdarts": GateBase,
+}
 
 
 def search(options: TetloOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
@@ -61,27 +75,21 @@ class Tetlo(Learner):
 
     options: TetloOptions
 
-    def __init__(self, options: TetloOptions, data: Halves) -> None:
-        super().__init__(options, data)
-        encoder = darts_encoder(
-            self.space,
-            cells=options.cells - 1,
-            of=options.cells,
-            channels=options.channels,
-            outputs=data.classes,
-            channels_in=data.data.images.shape[1],
-        )
-        initialise(encoder, stream(options.seed, "weights"), kaiming=False)
+    def __init__(self, options: TetloOptions, data: Halves, base: Base | None = None) -> None:
+        super().__init__(options, data, base or BASES[options.base](options))
+        base = self.base
+        encoder = base.encoder(outputs=data.classes, channels_in=data.data.images.shape[1])
+        initialise(encoder, stream(options.seed, "weights", *base.address), kaiming=False)
         auxiliary = FlatNetwork(encoder.to(options.device)).start
-        own = (f"supernet.cells.{options.cells - 2}.", "supernet.classifier.")
+        own = tuple(f"supernet.{part}." for part in (f"cells.{base.cells - 2}", "tail_norm", "classifier"))
         self.shared = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith(own))
-        initialise(encoder, stream(options.seed, "weights", "main"), kaiming=False)
+        initialise(encoder, stream(options.seed, "weights", "main", *base.address), kaiming=False)
         self.network = FlatNetwork(encoder)
         self.main, self.auxiliary = self._student(self.network.start), self._student(auxiliary)
         self._share(self.auxiliary, self.main)
-        self.a = self.initial_alphas()
-        zeros = torch.zeros_like(self.a)
-        self.adam = Adam(zeros, zeros.clone(), rate=options.alpha_rate, decay=options.alpha_decay)
+        self.a = base.start()
+        rule = {"rate": options.alpha_rate, "decay": options.alpha_decay, "clip": options.alpha_clip}
+        self.adam = Adam(torch.zeros_like(self.a), torch.zeros_like(self.a), **rule)
 
     def _student(self, w: Tensor) -> Student:
         options = self.options
@@ -91,62 +99,77 @@ class Tetlo(Learner):
         target.w[: self.shared] = source.w[: self.shared]
 
     def iterate(self, epoch: int, step: int) -> None:
-        """An architecture step where it is due, then one of the main model on L_m and one of the auxiliary model on O."""
+        """An architecture step where it is due, and one of both models, in the base's order."""
         rate = self.rate(epoch)
         batches = [self.data.training(epoch, step, reader) for reader in ("main", "auxiliary")]
         quadruples = draw_quadruples(self.options.batch, self.options.pairs, stream(self.options.seed, "pairs", epoch, step))
+        if self.base.weights_first:
+            self.move_weights(epoch, step, batches, quadruples, rate)
         if self.searches(epoch, step):
-            found = self.hypergradient(epoch, step, batches, quadruples, rate)
-            self.adam.step(self.a, found.main + found.auxiliary)  # A = M
+            with span("architecture step"):
+                found = self.hypergradient(epoch, step, batches, quadruples, rate)
+                self.adam.step(self.a, found.main + found.auxiliary)  # A = M
             self.sums["search_loss"] += float(found.main_validation)
             self.sums["searched"] += 1
-        loss, gradient = weight_gradient(self.loss(batches[0]), self.main.w, self.a)
-        self.main.sgd.step(self.main.w, gradient, rate)
-        self._share(self.main, self.auxiliary)
-        with torch.no_grad():
-            features = self.features(batches[1])(self.main.w, self.a)
-        transfer = self.transfer(batches[1], quadruples)
-        _, gradient = weight_gradient(lambda w, a: transfer(w, a, features), self.auxiliary.w, self.a)
-        self.auxiliary.sgd.step(self.auxiliary.w, gradient, rate)
-        self._share(self.auxiliary, self.main)
+        if not self.base.weights_first:
+            self.move_weights(epoch, step, batches, quadruples, rate)
+
+    def move_weights(self, epoch: int, step: int, batches: list[Batch], quadruples: Tensor, rate: float) -> None:
+        """A step of the main model on L_m, then one of the auxiliary model on O."""
+        where = [Pass("weights", epoch, step, reader) for reader in ("main", "auxiliary")]
+        with span("weight step"):
+            loss, gradient = weight_gradient(self.loss(batches[0], where[0]), self.main.w, self.a)
+            self.main.sgd.step(self.main.w, gradient, rate)
+            self._share(self.main, self.auxiliary)
+            with torch.no_grad():
+                features = self.features(batches[1], where[1])(self.main.w, self.a)
+            transfer = self.transfer(batches[1], quadruples, where[1])
+            _, gradient = weight_gradient(lambda w, a: transfer(w, a, features), self.auxiliary.w, self.a)
+            self.auxiliary.sgd.step(self.auxiliary.w, gradient, rate)
+            self._share(self.auxiliary, self.main)
         self.sums["training_loss"] += float(loss)
 
     def hypergradient(self, epoch: int, step: int, training: list[Batch], quadruples: Tensor, rate: float) -> TrilevelGradient:
         """dP/dM and dP/dA (Eqs. 13 to 21)."""
         options = self.options
+
+        def where(batch: str) -> Pass:
+            return Pass("architecture", epoch, step, batch)
+
+        main = self.loss(self.data.validating(epoch, step, "main"), where("main validation"))
         levels = Trilevel(
-            self.loss(training[0]),
-            self.features(training[1]),
-            self.transfer(training[1], quadruples),
-            self.loss(self.data.validating(epoch, step, "main")),
-            self.loss(self.data.validating(epoch, step, "auxiliary")),
+            self.loss(training[0], where("main")),
+            self.features(training[1], where("auxiliary")),
+            self.transfer(training[1], quadruples, where("auxiliary")),
+            lambda w, a: main(w, a) + self.base.penalty(a, where("main validation")),
+            self.loss(self.data.validating(epoch, step, "auxiliary"), where("auxiliary validation")),
             options.gamma,
-            through_step=options.base == "darts2nd",
+            through_step=options.base != "darts1st",
         )
-        main, auxiliary = ((s.w, self.a, s.step(rate)) for s in (self.main, self.auxiliary))
-        return hypergradient(levels, main, auxiliary, hessian=options.hessian_mode)
+        students = ((s.w, self.a, s.step(rate)) for s in (self.main, self.auxiliary))
+        return hypergradient(levels, *students, hessian=options.hessian_mode)
 
-    def loss(self, batch: Batch) -> Loss:
+    def loss(self, batch: Batch, where: Pass) -> Loss:
         """Mean cross-entropy of either model."""
-        return lambda w, a: F.cross_entropy(self.network(w, batch.images, self.relaxation(a))[1], batch.labels)
+        return lambda w, a: F.cross_entropy(self.network(w, batch.images, self.base.mixture(a, where))[1], batch.labels)
 
-    def features(self, batch: Batch) -> Loss:
+    def features(self, batch: Batch, where: Pass) -> Loss:
         """The encoder's features of a batch, (B, F)."""
-        return lambda w, a: self.network(w, batch.images, self.relaxation(a))[0]
+        return lambda w, a: self.network(w, batch.images, self.base.mixture(a, where))[0]
 
-    def transfer(self, batch: Batch, quadruples: Tensor) -> TransferLoss:
+    def transfer(self, batch: Batch, quadruples: Tensor, where: Pass) -> TransferLoss:
         """O, the auxiliary model's training loss (Eq. 6): cross-entropy and lambda times the similarities' disagreement."""
         options = self.options
 
         def loss(w: Tensor, a: Tensor, features: Tensor) -> Tensor:
-            own, logits = self.network(w, batch.images, self.relaxation(a))
+            own, logits = self.network(w, batch.images, self.base.mixture(a, where))
             disagreement = quadruple_similarity(features, own, quadruples, mean=options.similarity == "mean")
             return F.cross_entropy(logits, batch.labels) + options.lam * disagreement
 
         return loss
 
-    def logits(self, images: Tensor) -> Tensor:
-        return self.network(self.main.w, images, self.relaxation(self.a))[1]
+    def logits(self, images: Tensor, where: Pass) -> Tensor:
+        return self.network(self.main.w, images, self.base.mixture(self.a, where))[1]
 
     @property
     def alphas(self) -> Tensor:

@@ -59,7 +59,8 @@ class Geometry(NamedTuple):
         """d <g, x * k> / dx for inputs of ``size`` (H, W)."""
         if _is_depthwise(k, self.groups):
             return depthwise.input_gradient(g, k, size, *self[:3])
-        x = g.new_empty(g.shape[0], k.shape[1] * self.groups, *size)  # its shape is all that is read
+        # Only its shape and layout are read: the gradient takes the layout, which should be the cotangent's.
+        x = g.new_empty(g.shape[0], *size, k.shape[1] * self.groups).permute(0, 3, 1, 2) if _channels_behind(g) else g.new_empty(g.shape[0], k.shape[1]*self.groups, *size)
         return self._library(g, x, k, (True, False, False))[0]
 
     def weight_gradient(self, x: Tensor, g: Tensor, kernel: Sequence[int], channels: int) -> Tensor:
@@ -72,6 +73,10 @@ class Geometry(NamedTuple):
     def _library(self, g: Tensor, x: Tensor, k: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
         stride, padding, dilation, groups = self
         return torch.ops.aten.convolution_backward(g, x, k, None, stride, padding, dilation, False, (0, 0), groups, wanted)
+
+
+def _channels_behind(x: Tensor) -> bool:
+    return x.stride(1) == 1
 
 
 def _is_depthwise(k: Tensor, groups: int) -> bool:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 from torch import Tensor
 
 from engine.errors import ConfigurationError
-from engine.spaces.cells import plain_lane
+from engine.spaces.cells import Cell, Lane, plain_lane
 from engine.spaces.genotype import CellGenotype, Genotype
 from engine.spaces.macro import MacroNetwork
+from engine.spaces.norms import norm_factory
 from engine.spaces.space import SPACES, Space
+from engine.spaces.stems import AuxiliaryTower
+
+Stem = Literal["plain", "imagenet"]
 
 
 def build_network(
@@ -25,6 +29,8 @@ def build_network(
     norm: str = "batchnorm",
     tail: bool = False,
     pool: int = 1,
+    stem: Stem = "plain",
+    auxiliary: bool = False,
     space: Space | None = None,
 ) -> CellNetwork:
     """Build the network that is trained and tested once a search has found its genotype (reference note, section 7).
@@ -38,6 +44,9 @@ def build_network(
         norm: a name of :data:`engine.spaces.norms.NORMS`; the default is BatchNorm with affine parameters and running statistics.
         tail: True puts a norm and a ReLU before the pooling, as networks have that are scored.
         pool: factor by which the stem's map is max-pooled before the first cell; 1 is published.
+        stem: "imagenet" for DARTS's three strided convolutions of width C.
+        auxiliary: add DARTS's auxiliary tower behind the cell at two thirds of the depth; see
+            :meth:`CellNetwork.training_logits`.
         space: the table that the genotype belongs to; None takes the registered space of the genotype's own name.
 
     Weights are PyTorch's default initialisation. Raises :class:`ConfigurationError` for an unknown space, operation, edge or
@@ -46,7 +55,17 @@ def build_network(
     space = _registered(genotype) if space is None else space
     space.check(genotype)
     return CellNetwork(
-        space, genotype, channels=channels, classes=classes, cells=cells, channels_in=channels_in, norm=norm, tail=tail, pool=pool
+        space,
+        genotype,
+        channels=channels,
+        classes=classes,
+        cells=cells,
+        channels_in=channels_in,
+        norm=norm,
+        tail=tail,
+        pool=pool,
+        stem=stem,
+        auxiliary=auxiliary,
     )
 
 
@@ -80,6 +99,8 @@ class CellNetwork(MacroNetwork):
         norm: str,
         tail: bool,
         pool: int = 1,
+        stem: Stem = "plain",
+        auxiliary: bool = False,
     ) -> None:
         operations = {kind: _operations(space, cell) for kind, cell in genotype.cells}
         super().__init__(
@@ -94,9 +115,15 @@ class CellNetwork(MacroNetwork):
             stem=True,
             tail=tail,
             pool=pool,
+            strided_width=channels if stem == "imagenet" else None,
         )
         self.genotype = genotype
         self.lanes = {kind: plain_lane(names) for kind, names in operations.items()}
+        self.tapped = 2 * cells // 3
+        cell = cast(Cell, self.cells[self.tapped])
+        width = cell.plan.channels * len(cell.concat)
+        imagenet = stem == "imagenet"
+        self.auxiliary = AuxiliaryTower(width, classes, norm_factory(norm), imagenet=imagenet) if auxiliary else None
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> the pooled features (B, F) that few-shot tests compare."""
@@ -105,6 +132,20 @@ class CellNetwork(MacroNetwork):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) -> logits (B, classes)."""
         return self.classifier(self.features(x))
+
+    def training_logits(
+        self, x: Tensor, lanes: Mapping[str, Lane] | Sequence[Lane] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, C_in, H, W) -> logits (B, classes), and those of the auxiliary tower, None without one.
+
+        ``lanes`` are the network's own by default; drop-path gives every cell another.
+        """
+        lanes = self.lanes if lanes is None else lanes
+        if self.auxiliary is None:
+            return self.classifier(self.pooled(x, lanes)), None
+        tapped: list[Tensor] = []
+        features = self.pooled(x, lanes, watch=lambda index, y: tapped.append(y) if index == self.tapped else None)
+        return self.classifier(features), self.auxiliary(tapped[0])
 
     def load(self, path: str | os.PathLike[str]) -> CellNetwork:
         """Take the weights of a safetensors file of this network's state dict, and return the network.

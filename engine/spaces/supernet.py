@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from engine.spaces.cells import Lane, Term
+from engine.spaces.cells import Cell, Lane, Term
 from engine.spaces.macro import MacroNetwork
 from engine.spaces.mixture import Mixture, full
 from engine.spaces.space import Space
@@ -24,6 +26,8 @@ class Supernet(MacroNetwork):
         stem: False feeds the image to the first cell (the thin network of region counts).
         tail: False leaves out the norm and ReLU before the pooling.
         stem_norm: the stem's norm where it is not ``norm``.
+        strided_width: width of ImageNet's stem, which takes the place of the plain one.
+        cell: builds a cell; takes what :class:`~engine.spaces.cells.Cell` takes.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Supernet(MacroNetwork):
         stem: bool = True,
         tail: bool = True,
         stem_norm: str | None = None,
+        strided_width: int | None = None,
+        cell: Callable[..., Cell] = Cell,
     ) -> None:
         everything = zip(space.kinds, space.alive(), strict=True)
         super().__init__(
@@ -52,6 +58,8 @@ class Supernet(MacroNetwork):
             stem=stem,
             tail=tail,
             stem_norm=stem_norm,
+            strided_width=strided_width,
+            cell=cell,
         )
         self.features = self.classifier.in_features
         none = torch.tensor([name == "none" for name in space.operations], device="cpu")

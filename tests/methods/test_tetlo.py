@@ -14,8 +14,8 @@ from engine.cli import run_command
 from engine.errors import Preempted
 from engine.methods.darts_data import Halves
 from engine.methods.darts_learner import run_search
-from engine.methods.darts_options import TetloOptions
 from engine.methods.tetlo import Tetlo
+from engine.methods.tetlo_options import TetloOptions
 from engine.runs.progress import Progress
 from engine.runs.run import Run
 from engine.runs.signals import graceful
@@ -72,6 +72,51 @@ def test_architecture_moves_on_its_interval_and_every_weight_of_the_objective_co
     assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
 
+BASES: dict[str, dict[str, Any]] = {
+    "darts1st": {},
+    "darts2nd": {},
+    "pdarts": {"added_cells": "0,1", "kept": "4", "skip_dropout": "0.3,0.3"},
+    "pcdarts": {"partial": 2, "channels": 4},
+    "prdarts": {"cells": 3},
+}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_sees_both_models_and_draws_once(base: str) -> None:
+    """The gradient is that of one function: it repeats, and lambda and gamma count in it."""
+    found = []
+    for changes in ({}, {}, {"lam": 5.0}, {"gamma": 0.0}, {"faithful": True}):
+        tetlo = learner(base=base, **{**BASES[base], "interval": 1, "tau_max": 0.5 if base == "prdarts" else 10.0, **changes})
+        tetlo.iterate(0, 0)
+        found.append(tetlo.adam.first.clone())
+    assert torch.equal(found[0], found[1])
+    assert all(not torch.equal(found[0], other) for other in found[2:])
+    shared = tetlo.shared
+    assert torch.equal(tetlo.main.w[:shared], tetlo.auxiliary.w[:shared])
+    own = [name for name, _ in tetlo.network.layout.shapes if ".classifier." in name or ".tail_norm." in name]
+    assert shared < tetlo.main.w.numel() - sum(1 for _ in own)
+
+
+@pytest.mark.parametrize("base", ["pdarts", "pcdarts", "prdarts"])
+def test_bases_search_end_to_end(base: str, tmp_path: Path) -> None:
+    words = [word for key, value in BASES[base].items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    assert main(["tetlo", *WORDS, "--epochs", "1", "--base", base, *words, "--quiet", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["evaluations"] == (6 if base == "pdarts" else 3)
+    assert ("candidates" in result) == (base == "pdarts")
+
+
+def test_presets_are_valid_and_follow_the_paper() -> None:
+    presets = {name: TetloOptions(**TetloOptions.preset_values(name)) for name in TetloOptions.presets}
+    for options in presets.values():
+        options.validate()
+    text, table = presets["published-prdarts"], presets["paper-table-prdarts"]
+    assert (text.epochs, text.batch, text.lam, text.weight_rate) == (200, 128, 0.1, 0.025)
+    assert (table.epochs, table.batch, table.lam, table.weight_rate, table.alpha_rate) == (50, 96, 0.5, 0.1, 6e-4)
+    assert presets["published-pdarts"].stage_cells == (5, 11, 17)
+    assert presets["published-pdarts"].all_epochs == 75
+
+
 def test_stopped_search_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     whole = learner()
     for step in range(6):
@@ -101,6 +146,9 @@ def test_stopped_search_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         (["--lam", "-0.5"], "--lam must be at least 0"),
         (["--base", "gdas"], "--base"),
         (["--cells", "1"], "--cells must be at least 2"),
+        (["--partial", "2"], "--partial belongs to --base pcdarts, not to darts2nd"),
+        (["--base", "pdarts", "--tau-max", "3"], "--tau-max belongs to --base prdarts, not to pdarts"),
+        (["--base", "pcdarts"], "must be a multiple of 8"),
     ],
 )
 def test_bad_options(tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,121 @@
+"""What distinguishes the methods of the DARTS family: supernet, relaxation, and how a cell is read off them.
+
+A search (:class:`engine.methods.darts.Darts` with one model, :class:`engine.methods.tetlo.Tetlo` with two) takes everything that
+its base decides from a :class:`Base`, which holds no tensor that changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from engine.methods.darts_options import FamilyOptions
+from engine.runs.streams import stream
+from engine.spaces.darts import searched_space
+from engine.spaces.darts_supernet import DartsSupernet, Encoder, SoftmaxRelaxation
+from engine.spaces.genotype import Genotype
+from engine.spaces.mixture import Mixture
+from engine.spaces.space import Space
+
+
+class Pass(NamedTuple):
+    """Where in a search a loss is taken: the address of what is drawn for it.
+
+    ``phase`` is "architecture", "weights" or "validation", ``batch`` names the batch. All evaluations of one loss, such as those
+    of a Hessian product, see the same draws.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    batch: str = "main"
+
+
+class Relaxation(Protocol):
+    """From architecture parameters of ``shape`` to a mixture, and to a cell."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the architecture parameters."""
+
+    def __call__(self, a: Tensor) -> Mixture:
+        """The mixture."""
+
+    def strengths(self, a: Tensor) -> Tensor:
+        """(T, E, O): what operations are worth when the cell is read off."""
+
+    def genotype(self, a: Tensor) -> Genotype:
+        """The cell that these parameters stand for."""
+
+
+class Base:
+    """DARTS: every operation on every edge, weighted by a softmax. The other bases override what they change."""
+
+    weights_first = False
+    """Whether an iteration moves the weights before the architecture."""
+
+    def __init__(self, options: FamilyOptions) -> None:
+        self.options = options
+        self.space = searched_space(options.space)
+        self.cells = options.cells
+        self.first_epoch, self.epochs = 0, options.epochs
+        self.address: tuple[int, ...] = ()
+        self.relaxation: Relaxation = SoftmaxRelaxation(self.space)
+
+    def structure(self) -> dict[str, Any]:
+        """What the base's supernet takes beyond its size; see :class:`DartsSupernet`."""
+        return {"imagenet": self.options.stem == "imagenet"}
+
+    def supernet(self, space: Space, cells: int, *, outputs: int, channels_in: int) -> DartsSupernet:
+        """A supernet of so many cells of ``space``."""
+        size = {"cells": cells, "channels": self.options.channels, "outputs": outputs, "channels_in": channels_in}
+        return DartsSupernet(space, **size, **self.structure())
+
+    def network(self, *, outputs: int, channels_in: int) -> DartsSupernet:
+        """The supernet that is searched."""
+        return self.supernet(self.space, self.cells, outputs=outputs, channels_in=channels_in)
+
+    def encoder(self, *, outputs: int, channels_in: int) -> Encoder:
+        """The supernet without its last cell, returning features too; its reductions stay where they are."""
+        first = replace(self.space, reduction_cells=self.space.reductions(self.cells))
+        return Encoder(self.supernet(first, self.cells - 1, outputs=outputs, channels_in=channels_in))
+
+    def start(self) -> Tensor:
+        """The architecture parameters to start from: normal numbers of the options' scale, by address."""
+        drawn = torch.randn(self.relaxation.shape, generator=stream(self.options.seed, "alphas", *self.address))
+        return (self.options.alpha_scale * drawn).to(self.options.device)
+
+    def mixture(self, a: Tensor, where: Pass) -> Mixture:
+        """What the supernet is evaluated with."""
+        return self.relaxation(a)
+
+    def penalty(self, a: Tensor, where: Pass) -> Tensor:
+        """What the architecture's loss adds to the cross-entropy, a scalar."""
+        return a.new_zeros(())
+
+    def genotype(self, a: Tensor) -> Genotype:
+        """The cell that these parameters stand for."""
+        return self.relaxation.genotype(a)
+
+    def strengths(self, a: Tensor) -> Tensor:
+        """(T, E, O): what operations are worth when the cell is read off."""
+        return self.relaxation.strengths(a)
+
+    def result(self, a: Tensor) -> dict[str, Any]:
+        """What the base adds to a result."""
+        return {}
+
+    def following(self, epoch: int, a: Tensor) -> Base | None:
+        """The base to go on with after an epoch, in a fresh network; None to go on with this one."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON types that :meth:`restored` makes this base of again."""
+        return {}
+
+    def restored(self, state: dict[str, Any]) -> Base:
+        """The base of a checkpoint of the same options."""
+        return self

@@ -1,0 +1,102 @@
+"""The options of TETLO. No torch here.
+
+Presets follow the text of paper 004; those named ``paper-table-`` follow its tables 27 to 29 where these say otherwise (reference
+note tetlo-darts, sections 6.7 and 6.10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from engine.errors import ConfigurationError
+from engine.methods.darts_options import SMALL, TOY, FamilyOptions
+from engine.methods.options import flag
+from engine.methods.pcdarts_options import PartialOptions
+from engine.methods.pdarts_options import ProgressiveOptions
+from engine.methods.prdarts_options import GateOptions
+
+_CIFAR10 = {"data": "cifar10", "cells": 8, "channels": 16, "size": 32}
+_PDARTS = {
+    **_CIFAR10,
+    "base": "pdarts",
+    "cells": 5,
+    "epochs": 25,
+    "warm_up": 10,
+    "batch": 96,
+    "weight_rate_end": 0.0,
+    "alpha_rate": 6e-4,
+    "alpha_clip": 5.0,
+}
+_PCDARTS = {
+    **_CIFAR10,
+    "base": "pcdarts",
+    "epochs": 50,
+    "warm_up": 15,
+    "batch": 256,
+    "weight_rate": 0.1,
+    "weight_rate_end": 0.0,
+    "alpha_rate": 6e-4,
+}
+_PRDARTS = {**_CIFAR10, "base": "prdarts", "epochs": 200, "batch": 128, "weight_rate_end": 0.0}
+# Table 29 repeats table 27, and table 28 table 26, whatever the base.
+_TABLE = {"epochs": 50, "batch": 96, "weight_rate": 0.1, "alpha_rate": 6e-4, "lam": 0.5}
+
+TETLO_PRESETS: dict[str, dict[str, Any]] = {
+    "default": {**TOY, "epochs": 4},
+    "published": _CIFAR10,
+    "published-darts1st": {**_CIFAR10, "base": "darts1st"},
+    "published-pdarts": _PDARTS,
+    "published-pcdarts": _PCDARTS,
+    "published-prdarts": _PRDARTS,
+    "paper-table-pdarts": {**_PDARTS, "epochs": 30, "batch": 32, "alpha_rate": 3e-4, "cells": 8, "added_cells": "0,0,0"},
+    "paper-table-pcdarts": {**_PCDARTS, **_TABLE},
+    "paper-table-prdarts": {**_PRDARTS, **_TABLE},
+    "small": {**SMALL, "data": "cifar10"},
+}
+
+# Whose options a base takes, beyond those that all take.
+_OWN: dict[str, type[FamilyOptions]] = {"pcdarts": PartialOptions, "pdarts": ProgressiveOptions, "prdarts": GateOptions}
+
+
+@dataclass(frozen=True)
+class TetloOptions(PartialOptions, ProgressiveOptions, GateOptions):
+    """TETLO: an auxiliary model learns from the main one which images are alike. --faithful is --hessian finite-difference."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = TETLO_PRESETS
+
+    batch: int = 32
+    """Images of a step; an epoch leaves out what does not fill one."""
+    epochs: int = 30
+    """Passes over the training half, of each stage."""
+    interval: int = 5
+    """Weight steps for each architecture step."""
+    base: Literal["darts1st", "darts2nd", "pdarts", "pcdarts", "prdarts"] = "darts2nd"
+    """Search to build on; all but darts1st see how the main model's step acts on its validation loss, and all the transfer."""
+    lam: float = 0.1
+    """Weight lambda of the similarities in the auxiliary model's loss; 0.1 in the paper's text, 0.5 in its tables 27 and 29."""
+    gamma: float = 1.0
+    """Weight of the auxiliary model's validation loss."""
+    pairs: int = 300
+    """Quadruples of images of a batch whose similarities are compared."""
+    similarity: Literal["sum", "mean"] = "sum"
+    """How the quadruples' terms are put together: the paper's sum, or a mean, which makes lambda independent of --pairs."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(0, "lam", "gamma")
+        self._at_least(1, "pairs")
+        self._at_least(2, "cells")
+        possible = self.batch * (self.batch - 1) // 2
+        if possible < self.pairs:
+            raise ConfigurationError(f"--batch: {self.batch} images make {possible} pairs, fewer than --pairs {self.pairs}")
+        shared = {field.name for field in fields(FamilyOptions)}
+        for base, options in _OWN.items():
+            for field in fields(options):
+                if base != self.base and field.name not in shared and getattr(self, field.name) != field.default:
+                    raise ConfigurationError(f"{flag(field.name)} belongs to --base {base}, not to {self.base}")
+
+    @property
+    def method(self) -> str:
+        return "darts" if self.base in ("darts1st", "darts2nd") else self.base
