@@ -16,16 +16,15 @@ from engine.spaces.network import CellNetwork
 from engine.spaces.operations import Identity
 
 
-def drop_path_logits(network: CellNetwork, images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W) -> logits (B, classes) of a forward pass with drop-path; one draw of ``generator`` for all cells."""
+def drop_path_lanes(network: CellNetwork, images: Tensor, probability: float, generator: torch.Generator) -> list[Lane]:
+    """The lane of each cell for images (B, C, H, W); one draw of ``generator`` for all cells."""
     cells = [cell for cell in network.cells if isinstance(cell, Cell)]
     plain = [network.lanes[kind] for kind in network.kinds]
     dropped = [droppable(cell, lane) for cell, lane in zip(cells, plain, strict=True)]
     count = sum(map(len, dropped))
     draws = torch.rand(count, len(images), generator=generator, device=generator.device).to(images.device)
     weights = iter(((draws >= probability) / (1 - probability)).to(images.dtype)[:, :, None, None, None])
-    lanes = [_weighted(lane, chosen, weights) for lane, chosen in zip(plain, dropped, strict=True)]
-    return network.classifier(network.pooled(images, lanes))
+    return [_weighted(lane, chosen, weights) for lane, chosen in zip(plain, dropped, strict=True)]
 
 
 def droppable(cell: Cell, lane: Lane) -> set[tuple[int, str]]:

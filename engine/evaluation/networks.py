@@ -53,10 +53,17 @@ def find_genotype(name: str, directory: Path) -> Genotype | None:
 
 
 def make_network(
-    options: NetworkOptions, genotype: Genotype | None, *, classes: int, channels_in: int, size: int, generator: torch.Generator
+    options: NetworkOptions,
+    genotype: Genotype | None,
+    *,
+    classes: int,
+    channels_in: int,
+    size: int,
+    generator: torch.Generator,
+    auxiliary: bool = False,
 ) -> nn.Module:
     """Build the network with ``classes`` outputs and draw its weights from ``generator`` (see
-    :func:`~engine.spaces.supernet.initialise`), in channels-last layout."""
+    :func:`~engine.spaces.supernet.initialise`), in channels-last layout; ``auxiliary`` adds a genotype's auxiliary tower."""
     network: nn.Module
     if genotype is None:
         network = REFERENCES[options.network](classes, channels_in, size)
@@ -66,6 +73,8 @@ def make_network(
             channels=options.channels,
             cells=options.cells,
             pool=options.pool,
+            stem=options.stem,
+            auxiliary=auxiliary,
             classes=classes,
             channels_in=channels_in,
             space=get_space(options.space) if options.space else None,

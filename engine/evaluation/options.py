@@ -82,33 +82,35 @@ class NetworkOptions(RunOptions):
     space: str | None = None
     """Space of the genotype if it is your own: package.module:NAME."""
     cells: int = 5
-    """Cells of a genotype's network; 5 and 8 are published."""
+    """Cells of a genotype's network; 5 and 8 are published for few-shot learning, 20 for CIFAR, 14 for ImageNet."""
     channels: int = 16
-    """Channels of its first cell; 48 is published."""
+    """Channels of its first cell; 48 is published for few-shot learning and ImageNet, 36 for CIFAR."""
     pool: int = 1
     """Factor by which its stem's map is max-pooled before the first cell; 1 is published, 2 is four times as fast."""
+    stem: Literal["plain", "imagenet"] = "plain"
+    """Its stem: one convolution, or DARTS's three of stride 2 for images of about 224 pixels."""
     size: int | None = None
     """Side of the square images in pixels; none means the set's own."""
+    augmentation: Literal["none", "drawing", "photo", "crop", "rfs", "imagenet"] = "none"
+    """Pipeline of training images (and of --support-views)."""
+
+    def validate(self) -> None:
+        super().validate()
+        self._at_least(1, "cells", "channels", "pool", "size")
+        if self.stem == "imagenet" and self.pool > 1:
+            raise ConfigurationError("--pool: the stem for ImageNet is not pooled; leave it out")
+
+
+@dataclass(frozen=True)
+class FewShotTestOptions(NetworkOptions):
+    """Which classes are trained on and tested, and how features are tested on few-shot tasks."""
+
     split: Literal["classes", "alphabets"] = "classes"
     """Which classes are trained on: the set's class split, or (Omniglot) the background alphabets against the evaluation ones."""
     rotations: bool = False
     """Add every training class turned by 90, 180 and 270 degrees as further classes."""
     test_split: Literal["val", "test"] = "test"
     """Classes of the few-shot test, where the set's class split is used."""
-
-    def validate(self) -> None:
-        super().validate()
-        self._at_least(1, "cells", "channels", "pool", "size")
-        if self.split == "alphabets" and self.data != "omniglot":
-            raise ConfigurationError(f"--split alphabets is for omniglot, not for {self.data}; use --split classes")
-        if self.data == "digits" and self.rotations:
-            raise ConfigurationError("--rotations: digits already has its rotations as classes; leave it out")
-
-
-@dataclass(frozen=True)
-class FewShotTestOptions(NetworkOptions):
-    """How features are tested on few-shot tasks."""
-
     tests: str = "5w1s,5w5s"
     """Kinds of tasks, such as 5w1s,20w5s for 5-way 1-shot and 20-way 5-shot."""
     tasks: int = 1000
@@ -125,6 +127,10 @@ class FewShotTestOptions(NetworkOptions):
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "tasks", "queries", "support_views")
+        if self.split == "alphabets" and self.data != "omniglot":
+            raise ConfigurationError(f"--split alphabets is for omniglot, not for {self.data}; use --split classes")
+        if self.data == "digits" and self.rotations:
+            raise ConfigurationError("--rotations: digits already has its rotations as classes; leave it out")
         if not 0 < self.penalty < float("inf"):
             raise ConfigurationError(f"--penalty must be positive and finite, got {self.penalty}")
         _ = self.task_shapes, self.classifier_names
@@ -151,10 +157,8 @@ class FewShotTestOptions(NetworkOptions):
 
 
 @dataclass(frozen=True)
-class RFSOptions(FewShotTestOptions):
-    """Rethinking few-shot: supervised training on the base classes, then a linear classifier on frozen features."""
-
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+class SGDOptions(NetworkOptions):
+    """How a network is trained as an ordinary classifier."""
 
     budget: str = "20s"
     """Length of the training: epochs (100epochs), or CPU seconds (600s), which timing some steps turns into a number of steps."""
@@ -164,8 +168,8 @@ class RFSOptions(FewShotTestOptions):
     """Images of a step."""
     rate: float = 0.1
     """Peak learning rate."""
-    schedule: Literal["cosine", "step"] = "cosine"
-    """How the rate falls: cosine to zero after a warm-up, or a tenth at each milestone."""
+    schedule: Literal["cosine", "step", "epoch-cosine", "epoch-linear"] = "cosine"
+    """How the rate falls: cosine to zero after a warm-up, a tenth at each milestone, or DARTS's for CIFAR and for ImageNet."""
     warmup: float = 0.15
     """Share of the training in which the cosine schedule's rate rises from zero."""
     milestones: str = ""
@@ -182,15 +186,21 @@ class RFSOptions(FewShotTestOptions):
     """Probability that a path of a cell is left out for an image; 0.2 is published."""
     drop_path_ramp: bool = True
     """Let that probability rise from zero, epoch by epoch."""
-    augmentation: Literal["none", "drawing", "photo", "rfs"] = "none"
-    """Pipeline of training images (and of --support-views)."""
+    auxiliary: float = 0.0
+    """Weight of the auxiliary tower's loss, which a genotype's network then has; 0.4 is published."""
+    cutout: int = 0
+    """Side of the square that is cut out of every training image; 16 is published."""
+    clip: float | None = None
+    """Largest norm of a gradient, which is scaled down to it; 5 is published."""
     autocast: bool = False
     """Compute convolutions and products in bfloat16."""
 
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "batch", "steps")
-        self._at_least(0, "weight_decay", "rate")
+        self._at_least(0, "weight_decay", "rate", "auxiliary", "cutout")
+        if self.clip is not None and not self.clip > 0:
+            raise ConfigurationError(f"--clip must be above 0, got {self.clip}")
         for name in ("warmup", "momentum", "label_smoothing", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"{flag(name)} must be in 0 .. 1 (without 1), got {getattr(self, name)}")
@@ -212,3 +222,10 @@ class RFSOptions(FewShotTestOptions):
         if not match or amount <= 0 or (match[2] == "epochs" and amount != int(amount)):
             raise ConfigurationError(f"--budget: {self.budget!r} is not a length such as 100epochs or 600s")
         return amount, match[2]
+
+
+@dataclass(frozen=True)
+class RFSOptions(SGDOptions, FewShotTestOptions):
+    """Rethinking few-shot: supervised training on the base classes, then a linear classifier on frozen features."""
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS

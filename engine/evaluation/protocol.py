@@ -11,7 +11,7 @@ from engine.data.loading import load
 from engine.data.names import SPLITS
 from engine.data.rotations import with_rotations
 from engine.errors import ConfigurationError
-from engine.evaluation.options import NetworkOptions
+from engine.evaluation.options import FewShotTestOptions
 
 # Lake's 30 background alphabets (964 characters); all others are evaluation alphabets.
 BACKGROUND = frozenset(
@@ -66,7 +66,7 @@ class Protocol:
         return replace(self, data=self.data.to(device))
 
 
-def load_protocol(options: NetworkOptions) -> Protocol:
+def load_protocol(options: FewShotTestOptions) -> Protocol:
     """Load the images that the options name, with turned training classes where they ask for them.
 
     A set that is split by image and not by class is a :class:`ConfigurationError`: it has no unseen classes.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.evaluation.options import RFSOptions
 from engine.evaluation.protocol import Protocol
@@ -23,27 +23,44 @@ def summary(
     options: RFSOptions, protocol: Protocol, network: nn.Module, state: dict[str, Any], directory: Path
 ) -> dict[str, Any]:
     """The result of a finished training; parameters are counted without the linear head of the training classes."""
-    images = protocol.data.images
-    cost = count_module(network.eval(), torch.zeros(1, *images.shape[1:], device=images.device))
-    head = cast(nn.Linear, network.classifier)
-    tests, seconds, seen = state["tests"], state["cpu_seconds"], int(options.steps or 0) * options.batch
+    tests = state["tests"]
     best = tests[0]["accuracies"][0]
     return {
         "network": options.network,
         "accuracy": best["mean"],
         "interval": best["interval"],
         "accuracy_of": f"{tests[0]['kind']}, {best['classifier']}",
-        "parameters": cost.parameters - sum(p.numel() for p in head.parameters()),
-        "flops": cost.flops - 2 * head.weight.numel(),
-        "features": head.in_features,
-        "train_classes": head.out_features,
-        "steps": options.steps,
-        "images_seen": seen,
-        "images_per_cpu_second": round(seen / seconds, 1) if seconds else None,
-        "cpu_seconds": round(seconds, 3),
+        **size(network, protocol.data.images, head=False),
+        **effort(int(options.steps or 0), options.batch, state["cpu_seconds"]),
         "tests": tests,
         "tables": [accuracy_table(tests), *confusion_tables(tests)],
         "plots": training_plots(read_run(directory, scores=False).metrics),
+    }
+
+
+def size(network: nn.Module, images: Tensor, *, head: bool) -> dict[str, Any]:
+    """Parameters and FLOPs of one image of the network that answers, ``head`` with its linear classifier; never with an auxiliary
+    tower."""
+    cost = count_module(network.eval(), torch.zeros(1, *images.shape[1:], device=images.device))
+    classifier, tower = cast(nn.Linear, network.classifier), getattr(network, "auxiliary", None)
+    left_out = [] if head else [*classifier.parameters()]
+    left_out += [] if tower is None else [*tower.parameters()]
+    return {
+        "parameters": cost.parameters - sum(p.numel() for p in left_out),
+        "flops": cost.flops - (0 if head else 2 * classifier.weight.numel()),
+        "features": classifier.in_features,
+        "train_classes": classifier.out_features,
+    }
+
+
+def effort(steps: int, batch: int, seconds: float) -> dict[str, Any]:
+    """What a training took."""
+    seen = steps * batch
+    return {
+        "steps": steps,
+        "images_seen": seen,
+        "images_per_cpu_second": round(seen / seconds, 1) if seconds else None,
+        "cpu_seconds": round(seconds, 3),
     }
 
 

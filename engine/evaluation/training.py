@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 
 from engine.data.episodes import permutation
 from engine.data.image_set import ImageSet
-from engine.errors import ConfigurationError, NumericalError
-from engine.evaluation.augment import augment
-from engine.evaluation.drop_path import drop_path_logits
-from engine.evaluation.options import RFSOptions
-from engine.evaluation.schedule import cosine, drop_path_probability, step_decay
+from engine.errors import ConfigurationError
+from engine.evaluation.augment import augment, cutout
+from engine.evaluation.drop_path import drop_path_lanes
+from engine.evaluation.options import SGDOptions
+from engine.evaluation.schedule import cosine, drop_path_probability, epoch_cosine, epoch_linear, step_decay
 from engine.evaluation.sgd import SGD
 from engine.runs.loop import steps
 from engine.runs.streams import stream
@@ -40,7 +40,7 @@ class Trainer:
     record, (2,) float64 on the device, so that no step waits for the device.
     """
 
-    def __init__(self, options: RFSOptions, data: ImageSet, network: nn.Module) -> None:
+    def __init__(self, options: SGDOptions, data: ImageSet, network: nn.Module) -> None:
         members = data.members("train")
         self.options, self.data, self.network, self.total = options, data, network, options.steps or 1
         self.order = members.order
@@ -55,10 +55,14 @@ class Trainer:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step; the cosine schedule is read in the middle of the step, so that none has the rate zero."""
-        options = self.options
+        options, epoch = self.options, step // self.per_epoch
         if options.schedule == "cosine":
-            return options.rate * cosine((step + 0.5) / self.total, warmup=options.warmup)
-        return options.rate * step_decay(step // self.per_epoch, options.milestone_epochs)
+            share = cosine((step + 0.5) / self.total, warmup=options.warmup)
+        elif options.schedule == "step":
+            share = step_decay(epoch, options.milestone_epochs)
+        else:
+            share = (epoch_cosine if options.schedule == "epoch-cosine" else epoch_linear)(epoch, self.epochs)
+        return options.rate * share
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Augmented images (B, C, H, W) and labels (B,) of a step; the images that do not fill an epoch's last batch wait."""
@@ -68,9 +72,10 @@ class Trainer:
             self._shuffled = self.order[permutation(len(self.order), stream(self.options.seed, "epoch", epoch))]
         index = self._shuffled[place * self.options.batch : (place + 1) * self.options.batch].to(self.data.images.device)
         labels = torch.searchsorted(self.classes, self.data.labels[index])
-        images = augment(
-            self.data, self.data.images[index], self.options.augmentation, stream(self.options.seed, "augment", step)
-        )
+        seed, side = self.options.seed, self.options.cutout
+        images = augment(self.data, self.data.images[index], self.options.augmentation, stream(seed, "augment", step))
+        if side:
+            images = cutout(images, stream(seed, "cutout", step), side=side)
         return images.contiguous(memory_format=torch.channels_last), labels
 
     def step(self, step: int) -> None:
@@ -78,19 +83,30 @@ class Trainer:
         options = self.options
         images, labels = self.batch(step)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=options.autocast):
-            logits = self._logits(images, step).float()
-        loss = cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+            logits, auxiliary = self._logits(images, step)
+        loss = self._loss(logits, labels)
+        if auxiliary is not None:
+            loss = loss + options.auxiliary * self._loss(auxiliary, labels)
         loss.backward()
+        if options.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), options.clip)
         self.sgd.step(self.rate(step))
         with torch.no_grad():
             self.sums += torch.stack([loss.detach().double(), (logits.argmax(1) == labels).double().mean()])
 
-    def _logits(self, images: Tensor, step: int) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(logits.float(), labels, label_smoothing=self.options.label_smoothing)
+
+    def _logits(self, images: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
+        """Logits, and those of an auxiliary tower."""
+        if not isinstance(self.network, CellNetwork):
+            return self.network(images), None
         epoch = step // self.per_epoch
         probability = drop_path_probability(self.options.drop_path, epoch, self.epochs, ramp=self.options.drop_path_ramp)
-        if probability and isinstance(self.network, CellNetwork):
-            return drop_path_logits(self.network, images, probability, stream(self.options.seed, "drop-path", step))
-        return self.network(images)
+        lanes = None
+        if probability:
+            lanes = drop_path_lanes(self.network, images, probability, stream(self.options.seed, "drop-path", step))
+        return self.network.training_logits(images, lanes)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds: weights, momentum, and the sums since the last record."""
@@ -105,7 +121,7 @@ class Trainer:
         self.sums.copy_(tensors["sums"])
 
 
-def count_steps(options: RFSOptions, data: ImageSet, network: nn.Module) -> int:
+def count_steps(options: SGDOptions, data: ImageSet, network: nn.Module) -> int:
     """How many steps the options ask for. CPU seconds are turned into steps by timing some on a copy of the network."""
     if options.steps is not None:
         return options.steps
@@ -125,8 +141,7 @@ def count_steps(options: RFSOptions, data: ImageSet, network: nn.Module) -> int:
 def train_steps(trainer: Trainer, run: Run, stop: Stop, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Train from step ``state["step"]`` to the end; yield after each step the newest record of ``metrics.jsonl``.
 
-    ``state`` goes into every checkpoint and is kept up to date: ``"step"`` and the ``"cpu_seconds"`` spent. A loss that is not
-    finite is a :class:`NumericalError`; the last checkpoint stays.
+    ``state`` goes into every checkpoint and is kept up to date: ``"step"`` and the ``"cpu_seconds"`` spent.
     """
     interval = max(1, trainer.total // RECORDS)
     clock = time.process_time() - state["cpu_seconds"]
@@ -141,8 +156,6 @@ def train_steps(trainer: Trainer, run: Run, stop: Stop, state: dict[str, Any]) -
         trainer.step(step)
         if (step + 1) % interval == 0 or step + 1 == trainer.total:
             loss, accuracy = (trainer.sums / (step % interval + 1)).tolist()
-            if not loss < float("inf"):
-                raise NumericalError(f"the training loss is {loss} at step {step + 1}; lower --rate and start a new run")
             record = {"event": "train", "step": step + 1, "loss": loss, "accuracy": accuracy, "rate": trainer.rate(step)}
             run.append("metrics.jsonl", record)
             trainer.sums.zero_()

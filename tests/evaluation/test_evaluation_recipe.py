@@ -11,7 +11,7 @@ from torch import nn
 from engine.data.loading import load
 from engine.errors import ConfigurationError
 from engine.evaluation.augment import PIPELINES, augment, colour_jitter, random_affine, reflect_crop
-from engine.evaluation.drop_path import drop_path_logits, droppable
+from engine.evaluation.drop_path import drop_path_lanes, droppable
 from engine.evaluation.options import PRESETS, RFSOptions
 from engine.evaluation.schedule import cosine, drop_path_probability, step_decay
 from engine.evaluation.sgd import SGD
@@ -142,7 +142,7 @@ def test_saturation_zero_would_be_grey() -> None:
 @pytest.mark.parametrize("name", PIPELINES)
 def test_pipelines_give_normalised_images_by_address(name: str) -> None:
     data = load("digits", size=16)
-    images = data.images[:20].expand(-1, 3, -1, -1) if name == "rfs" else data.images[:20]
+    images = data.images[:20].expand(-1, 3, -1, -1) if name in ("rfs", "imagenet") else data.images[:20]
     mean, std = data.mean * images.shape[1], data.std * images.shape[1]
     shown = replace(data, images=images, labels=data.labels[:20], mean=mean, std=std)
     first, again = (augment(shown, images, name, stream(1, "augment", 5)) for _ in range(2))
@@ -183,7 +183,7 @@ def test_drop_path_leaves_identities_alone() -> None:
 def test_drop_path_of_nothing_is_the_plain_pass() -> None:
     net = network().eval()
     images = torch.randn(6, 3, 8, 8)
-    torch.testing.assert_close(drop_path_logits(net, images, 0.0, stream(0, "d")), net(images))
+    torch.testing.assert_close(net.training_logits(images, drop_path_lanes(net, images, 0.0, stream(0, "d")))[0], net(images))
 
 
 def test_drop_path_keeps_the_expected_sum_and_drops_by_image() -> None:
@@ -191,7 +191,7 @@ def test_drop_path_keeps_the_expected_sum_and_drops_by_image() -> None:
     images = torch.randn(1, 3, 8, 8).expand(4000, -1, -1, -1)
     with torch.no_grad():
         dropped = net.pooled(images[:1], net.lanes)
-        rows = drop_path_logits(net, images, 0.3, stream(0, "d"))
+        rows = net.training_logits(images, drop_path_lanes(net, images, 0.3, stream(0, "d")))[0]
     assert dropped.shape == (1, 16)
     patterns = rows.round(decimals=4).unique(dim=0)
     assert len(patterns) == 4  # two operations, each there or not

@@ -12,11 +12,11 @@ from torch import nn
 from engine.data.image_set import ImageSet
 from engine.errors import ConfigurationError
 from engine.evaluation.few_shot import Confusion, Features, evaluate, extract_features
+from engine.evaluation.fitting import build
 from engine.evaluation.networks import REFERENCES, embed, find_genotype, make_network
 from engine.evaluation.options import RFSOptions
 from engine.evaluation.protocol import Protocol, alphabets_of, by_alphabet, load_protocol
 from engine.evaluation.published import GENOTYPES, REFERENCE_NAMES
-from engine.evaluation.rfs import build
 from engine.evaluation.tasks import draw, kinds_of
 from engine.evaluation.training import Trainer, count_steps
 from engine.methods.random_search import draw as draw_cell
@@ -43,7 +43,7 @@ def drawings() -> ImageSet:
 
 
 def trained(protocol: Protocol, options: RFSOptions, until: int) -> Trainer:
-    trainer = Trainer(options, protocol.data, build(options, None, protocol).train())
+    trainer = Trainer(options, protocol.data, build(options, None, protocol.data).train())
     for step in range(until):
         trainer.step(step)
     return trainer
@@ -52,7 +52,7 @@ def trained(protocol: Protocol, options: RFSOptions, until: int) -> Trainer:
 def test_an_interrupted_training_goes_on_with_the_same_bytes(digits: Protocol) -> None:
     whole = trained(digits, TINY, 4).tensors()
     half = {name: tensor.clone() for name, tensor in trained(digits, TINY, 2).tensors().items()}
-    resumed = Trainer(TINY, digits.data, build(replace(TINY, seed=9), None, digits).train())
+    resumed = Trainer(TINY, digits.data, build(replace(TINY, seed=9), None, digits.data).train())
     resumed.load(half)
     for step in (2, 3):
         resumed.step(step)
@@ -72,7 +72,7 @@ def test_an_epoch_takes_every_image_once(digits: Protocol) -> None:
 
 
 def test_budgets(digits: Protocol) -> None:
-    network = build(TINY, None, digits)
+    network = build(TINY, None, digits.data)
     per_epoch = Trainer(TINY, digits.data, network).per_epoch
     assert count_steps(TINY, digits.data, network) == 4
     assert count_steps(replace(TINY, steps=None, budget="3epochs"), digits.data, network) == 3 * per_epoch
@@ -134,7 +134,7 @@ def test_features_are_normalised_and_inductive(digits: Protocol) -> None:
 
 def test_support_views_stand_for_supports_only(digits: Protocol) -> None:
     options = replace(TINY, support_views=3)
-    network = build(TINY, None, digits)
+    network = build(TINY, None, digits.data)
     features = extract_features(options, digits, network)
     assert features.views.shape == (3, *features.plain.shape)
     index = digits.data.members("test").order[:6].view(2, 3)
