@@ -66,7 +66,8 @@ def check_sharing(method: Method, options: RunOptions) -> None:
 
 def check_inputs(options: RunOptions) -> None:
     """Refuse what can be refused without torch: an unknown data set or space, a data root that is not there."""
-    check_name(options.data)
+    if options.reads_images:
+        check_name(options.data)
     if isinstance(options, CellOptions):
         get_space(options.space)
         check_benchmark(options)
@@ -141,6 +142,7 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
         run = Run.resume(out, ranks=ranks)
     else:
         run = Run.create(out, to_toml(method.name, options), environment(), ranks=ranks)
+    run.nonfinite = options.nonfinite
     with run, graceful() as stop:
         try:
             check_agreement(method, options, ranks)

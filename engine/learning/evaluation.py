@@ -40,10 +40,10 @@ class Tested:
 
 
 def score_outputs(problem: Problem, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Share of right answers and loss of each task, both (T,), from (T, N, K) outputs; shares are NaN in a regression."""
+    """Share of right answers and loss of each task, both (T,), from (T, N, K) outputs; shares are 0 in a regression."""
     losses = vmap(problem.criterion)(outputs, targets)
-    if targets.is_floating_point():
-        return torch.full_like(losses, math.nan), losses
+    if problem.regression:
+        return torch.zeros_like(losses), losses
     return (outputs.argmax(-1) == targets).to(losses.dtype).mean(-1), losses
 
 

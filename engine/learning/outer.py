@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.func import grad, grad_and_value, jvp, vmap
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 from engine.errors import ConfigurationError
 from engine.learning.inner import SGD, Params, adapt, moving
@@ -30,6 +30,11 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of (N, K) logits."""
     return cross_entropy(logits, labels)
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of (N, K) outputs."""
+    return mse_loss(outputs, targets)
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,11 @@ class Problem:
     def __post_init__(self) -> None:
         if not self.learned:
             raise ConfigurationError("the outer loop has nothing to learn; name at least one meta-parameter")
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are numbers, so that no answer is right or wrong."""
+        return self.criterion is mean_squared_error
 
     def loss(self, params: Params, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss over a support or a query."""

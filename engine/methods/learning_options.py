@@ -12,7 +12,6 @@ from engine.methods.learning_presets import LEARNING_PRESETS
 from engine.methods.options import INVOCATION, RunOptions, flag
 from engine.runs.options_parser import option_types
 
-
 _NEVER_VARIED = INVOCATION | {"compare", "vary", "seeds", "seed", "preset", "device", "threads", "data_root"}
 
 
@@ -71,6 +70,11 @@ class OuterOptions(RunOptions):
         for name in ("inner_rate", "outer_rate_adamw", "outer_rate_sgd"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigurationError(f"{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
+
+    @property
+    def label(self) -> str:
+        """What a comparison calls the method of these options."""
+        return self.method
 
     @property
     def is_study(self) -> bool:

@@ -13,7 +13,7 @@ from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MAMLOptions
 from engine.methods.meta_data import draw_network, load_others, load_tasks
 from engine.methods.meta_jobs import jobs
-from engine.methods.meta_learner import Learner
+from engine.methods.meta_learner import Learner, part_of
 from engine.methods.meta_result import finish, protocol
 from engine.methods.meta_study import study
 from engine.methods.meta_training import train
@@ -41,7 +41,7 @@ def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str
     )
     learner = Learner(options, problem, module, values, ranks=run.ranks, leading=options.leading)
     curve = train(learner, source, run, stop, progress)
-    return finish(learner, options, curve, {options.data: source, **others}, stop, watch)
+    return finish(learner, options, curve, {options.data: source, **others}, run, stop, watch)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:
@@ -56,8 +56,3 @@ def plan(options: LearningOptions) -> list[tuple[str, str]]:
         ),
         ("test", protocol(options)),
     ]
-
-
-def part_of(name: str) -> str:
-    """``"classifier"`` or ``"features"``."""
-    return "classifier" if name.startswith("classifier") else "features"

@@ -34,6 +34,11 @@ def make_update(options: OuterOptions, parameters: Tensor) -> OuterUpdate:
     return Momentum(torch.zeros_like(parameters), schedule)
 
 
+def part_of(name: str) -> str:
+    """``"classifier"``, the head of the network, which in a :class:`SinusoidMLP` is its last layer, or ``"features"``."""
+    return "classifier" if name.startswith(("classifier", "hidden3")) else "features"
+
+
 class Learner:
     """Meta-parameters and the rest, each in one buffer, and everything that moves them.
 
@@ -123,9 +128,15 @@ class Learner:
             self._buffers[key] = self.meta.new_empty(size)
         return self._buffers[key]
 
-    def test(self, source: TaskSource, split: str, count: int, address: Address, stop: Any = None) -> Tested:
-        """How ``count`` tasks of a split are learned; ranks share the tasks, and each knows all results."""
-        options, outputs = self.options, self._outputs()
+    def test(
+        self, source: TaskSource, split: str, count: int, address: Address, stop: Any = None, *, steps: int | None = None
+    ) -> Tested:
+        """How ``count`` tasks of a split are learned in ``steps`` inner steps, None for those of the options.
+
+        Ranks share the tasks, and each knows all results.
+        """
+        taken = self.options.steps(training=False) if steps is None else steps
+        outputs = self._outputs(with_steps(self.problem, taken))
 
         def work(number: int) -> list[list[float]]:
             first = number * TASKS_AT_ONCE
@@ -134,15 +145,14 @@ class Learner:
                 right, losses = score_outputs(self.problem, outputs(self.params, tasks), tasks.query_y)
             if stop is not None:
                 stop.check()
-            return [[] if tasks.query_y.is_floating_point() else right.tolist(), losses.tolist()]
+            return [[] if self.problem.regression else right.tolist(), losses.tolist()]
 
-        label = "/".join(map(str, ("test", options.seed, source.name, split, *address)))
+        label = "/".join(map(str, ("test", taken, source.name, split, *address)))
         parts = list(self.ranks.deal(label, -(-count // TASKS_AT_ONCE), work))
         right, losses = ([value for part in parts for value in part[row]] for row in (0, 1))
         return Tested(right, losses)
 
-    def _outputs(self) -> Outputs:
-        problem = with_steps(self.problem, self.options.steps(training=False))
+    def _outputs(self, problem: Problem) -> Outputs:
         if is_written_out(problem, self.module):
             return mlp_outputs(problem, self.module, self.network, alone=self.leading is not None)
         if self.leading is None:
@@ -153,7 +163,7 @@ class Learner:
 
     def task_gradient(self, tasks: Task) -> float:
         """Mean |sum over inner steps of the gradient| of the last feature layer's weight, averaged over tasks (Figure 2)."""
-        name = [n for n, p in self.module.named_parameters() if p.ndim > 1 and not n.startswith("classifier")][-1]
+        name = [n for n, p in self.module.named_parameters() if p.ndim > 1 and part_of(n) == "features"][-1]
         if self.problem.rates.get(name, 0.0) == 0.0:
             return 0.0
         sizes = []

@@ -13,10 +13,9 @@ from engine.learning.inner import Params
 from engine.learning.masking import fix_weights, mask_parameters, rerandomise
 from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MetaTicketOptions
-from engine.methods.maml import part_of
 from engine.methods.maml import plan as maml_plan
 from engine.methods.meta_data import draw_network, load_others, load_tasks
-from engine.methods.meta_learner import Learner
+from engine.methods.meta_learner import Learner, part_of
 from engine.methods.meta_result import finish
 from engine.methods.meta_study import study
 from engine.methods.meta_training import train
@@ -53,7 +52,7 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
     problem = Problem(network.predict, rates, options.steps(training=True), network.scores, options.first_order)
     learner = Learner(options, problem, module, params, network, after, ranks=run.ranks, leading=options.leading)
     curve = train(learner, source, run, stop, progress)
-    return finish(learner, options, curve, {options.data: source, **others}, stop, watch)
+    return finish(learner, options, curve, {options.data: source, **others}, run, stop, watch)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:

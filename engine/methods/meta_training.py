@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from engine.errors import NumericalError
 from engine.learning.ranks import GroupStop
 from engine.learning.tasks import Task
 from engine.methods.meta_data import TaskSource
@@ -40,18 +39,6 @@ class Window:
         self.right[self.filled], self.losses[self.filled] = facts
         self.filled += 1
 
-    def check(self, step: int, meta: Tensor) -> None:
-        """Raise :class:`NumericalError` if something since the last line is not finite; ``step`` steps are done."""
-        bad = (~self.losses[: self.filled].isfinite()).nonzero()
-        if len(bad):
-            row, task = bad[0].tolist()
-            where = f"outer step {step - self.filled + row + 1}, task {task + 1} of {self.batch}"
-            raise NumericalError(
-                f"the loss is not finite at {where}; lower the learning rates and resume the last good checkpoint"
-            )
-        if not meta.isfinite().all():
-            raise NumericalError(f"meta-parameters are not finite after outer step {step}; lower the outer learning rate")
-
     def means(self) -> tuple[float, float]:
         """Mean loss and accuracy; starts a new window."""
         loss, right = float(self.losses[: self.filled].mean()), float(self.right[: self.filled].mean())
@@ -67,7 +54,6 @@ def train(learner: Learner, source: TaskSource, run: Run, stop: Any, progress: A
     group = GroupStop(stop, run.ranks)
 
     def snapshot() -> tuple[dict[str, Any], dict[str, Tensor]]:
-        window.check(done, learner.meta)
         tensors = {**learner.tensors, "losses": window.losses, "right": window.right}
         return {"curve": curve, "filled": window.filled}, tensors
 
@@ -85,7 +71,6 @@ def train(learner: Learner, source: TaskSource, run: Run, stop: Any, progress: A
             window.add(facts)
             done = step + 1
             if done % options.validate_every == 0 or done == options.iterations:
-                window.check(done, learner.meta)
                 curve.append(_line(learner, source, window, tasks, done))
                 run.append("metrics.jsonl", curve[-1])
             bar.advance(1, **_shown(curve))
@@ -113,7 +98,7 @@ def _line(learner: Learner, source: TaskSource, window: Window, tasks: Task, don
     options = learner.options
     loss, accuracy = window.means()
     line: dict[str, Any] = {"event": "validation", "step": done, "train_loss": loss}
-    if not math.isnan(accuracy):
+    if not learner.problem.regression:
         line["train_accuracy"] = accuracy
     if source.validates:
         found = learner.test(source, "val", options.validation_tasks, (done,))

@@ -33,8 +33,9 @@ NATIVE_LIMIT = 32
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every command that leaves a run directory takes."""
+    """What every command that leaves a run directory takes. ``reads_images``: ``data`` names a data set."""
 
+    reads_images: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
 
     data: str = "digits"
@@ -55,6 +56,8 @@ class RunOptions:
     """CPU threads of this process."""
     resume: bool = False
     """Go on with the run in --out."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinity does: stop the run, or skip what led to it (undo a training step, rank a candidate last)."""
     quiet: bool = False
     """Show no progress, only the closing line."""
     dry_run: bool = False
@@ -140,16 +143,26 @@ class PruningOptions(CellOptions):
     """Memory for one forward and backward, such as 500MB or 4GB; decides the width. More seldom helps a CPU's caches."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision of networks and gradients; kernels are always accumulated in float64."""
+    screen: bool = False
+    """Rank removals by the first-order change of the condition number, from one second-order pass a repeat, and score exactly
+    only those nearest to a decision; about 20 times cheaper than scoring all. Region counts stay exact."""
+    rescore: int = 2
+    """With --screen: removals a step that are scored exactly after all."""
     prune_none: bool = False
     """Let "none" compete in a space that knows it (nas-bench-201). Published searches leave it out: to remove it only rescales an
     edge, which a normalised network hardly feels, so the scores keep it."""
-    nonfinite: Literal["last", "stop"] = "last"
-    """What a NaN or infinite score does: rank its candidate last, or stop the search."""
+    nonfinite: Literal["stop", "skip"] = "skip"
+    """What a NaN or infinite score does: stop the search, or rank its candidate last."""
 
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "repeats", "precision", "width")
+        self._at_least(0, "rescore")
         parse_bytes(self.memory)
+        if self.screen and self.faithful:
+            raise ConfigurationError("--screen: the published code scores every removal exactly; leave out --faithful")
+        if self.screen and not isinstance(self, EpisodeOptions | BatchOptions):
+            raise ConfigurationError("--screen: this method has no kernel; region counts are cheap, and always exact")
 
     @property
     def memory_bytes(self) -> int:

@@ -31,6 +31,7 @@ from engine.methods.options import (
 from engine.methods.pcdarts_options import PcdartsOptions
 from engine.methods.pdarts_options import PdartsOptions
 from engine.methods.prdarts_options import PrdartsOptions
+from engine.methods.sinusoid_options import SinusoidOptions
 from engine.methods.tetlo_options import TetloOptions
 
 
@@ -128,3 +129,5 @@ register_method("anil", ANILOptions, _MAML, "MAML whose inner loop adapts the he
 register_method("boil", BOILOptions, _MAML, "MAML whose inner loop adapts the features only", shares_work=True)
 _TICKET = "engine.methods.meta_ticket:search"
 register_method("meta-ticket", MetaTicketOptions, _TICKET, "meta-learn the mask of a random network", shares_work=True)
+_SINUSOID = "engine.methods.sinusoid:search"
+register_method("sinusoid", SinusoidOptions, _SINUSOID, "meta-learn regressions, by MAML and by a ticket", shares_work=True)

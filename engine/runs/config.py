@@ -23,8 +23,8 @@ MAX_BYTES = 1_000_000
 CONFIG_NAME = "config.toml"
 RUNS = Path("runs")
 
-# What a resumed run may be told anew: how the command behaves, and where the data lies now.
-_FREE_ON_RESUME = INVOCATION | {"data_root"}
+# What a resumed run may be told anew: how the command behaves, where the data lies now, what a NaN does.
+_FREE_ON_RESUME = INVOCATION | {"data_root", "nonfinite"}
 
 
 def choose(argv: Sequence[str], command: Command = SEARCH) -> tuple[Method, list[str]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from engine.runs.guard import Guard
 from engine.runs.profiling import span, step_begins
 
 if TYPE_CHECKING:
@@ -59,13 +60,16 @@ def steps(
     ``snapshot() -> (state, tensors)`` is what the run's checkpoint shall hold after the steps yielded so far, the number of
     finished steps not among it: it is added to ``state`` as ``"step"``. A checkpoint is written ``seconds`` after the last
     one, after the last step, and before a stop is obeyed (:meth:`~engine.runs.signals.Stop.check`). Log lines of a step are
-    to be appended before its iteration ends: so a run that is killed anywhere goes on with the same bytes.
+    to be appended before its iteration ends: so a run that is killed anywhere goes on with the same bytes. A step that leaves
+    NaN or infinities in the tensors ends the run or is undone, as :class:`~engine.runs.guard.Guard` says.
     """
-    saved = clock()
+    saved, guard = clock(), Guard(run, snapshot)
     for step in range(start, total):
         step_begins()
+        guard.before()
         with span("outer step"):
             yield step
+        guard.after(step)
         if stop.requested or step + 1 == total or clock() - saved >= seconds:
             state, tensors = snapshot()
             run.save({**state, "step": step + 1}, tensors)

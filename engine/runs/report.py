@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigurationError
+from engine.runs import bitmaps
 from engine.runs.drawing import draw_cell
 from engine.runs.files import replace_file
 from engine.runs.markup import escape
@@ -24,6 +25,7 @@ ELSEWHERE = (
     "choice_changes",
     "schema",
     "plots",
+    "pictures",
     "tables",
     "tests",
     "scores",
@@ -50,6 +52,7 @@ def render(run: RunFiles) -> str:
         ("Result", _result(run)),
         ("Tables", tables(run)),
         ("Plots", plots(run)),
+        ("Pictures", bitmaps.section(run)),
         ("Cells", _cells(run)),
         ("How often choices would have changed", agreement(run)),
         ("What was pruned when", pruning(run)),

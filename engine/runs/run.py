@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import ConfigurationError
 from engine.runs.checkpoints import Checkpoint, CheckpointStore, pack, unpack
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from engine.runs.signals import Stop
 
 Loaded = tuple[dict[str, Any], "dict[str, Tensor]"]
+Nonfinite = Literal["stop", "skip"]
 LOGS = ("scores.jsonl", "metrics.jsonl")
 MARKERS = ("config.toml", "result.json", "checkpoints", *LOGS)
 
@@ -40,7 +41,10 @@ class Run:
     names the path, and leaves the last checkpoint whole.
 
     ``ranks`` are the processes that share the run; this one, their lead, writes, the others hold a :class:`FollowingRun`.
+    ``nonfinite`` says what becomes of a training step with NaN or infinities, see :class:`~engine.runs.guard.Guard`.
     """
+
+    nonfinite: Nonfinite = "stop"
 
     def __init__(self, directory: Path, lock: Lock, notice: Callable[[str], None], ranks: Ranks = ALONE) -> None:
         self.directory = directory
@@ -99,6 +103,10 @@ class Run:
     def write_text(self, name: str, text: str) -> None:
         """Write ``text`` atomically."""
         replace_file(self.directory / name, text.encode())
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Write ``tensors`` atomically as a safetensors file."""
+        replace_file(self.directory / name, pack(tensors))
 
     def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint of ``state`` (JSON types) and ``tensors``, with the lengths of the logs at this moment."""
@@ -188,6 +196,9 @@ class FollowingRun(Run):
         """Leave the line to the lead."""
 
     def write_text(self, name: str, text: str) -> None:
+        """Leave the file to the lead."""
+
+    def write_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Leave the file to the lead."""
 
     def save(self, state: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:

@@ -75,8 +75,10 @@ class MLP(_Network):
 class SinusoidMLP(nn.Module):
     """1 - 40 - 40 - 1 with ReLU and no normalisation, for regression on (N, 1); ``factor`` widens the hidden layers.
 
-    Weights are drawn from N(0, 2/fan_in), biases are 0.
+    Weights and biases are torch's initial values, as in the published network.
     """
+
+    kaiming = None
 
     def __init__(self, factor: int = 1) -> None:
         super().__init__()
@@ -212,9 +214,9 @@ def initialise(model: nn.Module, generator: torch.Generator | None = None) -> No
     """Draw the initial values of a network of this module again, its layers in order, from ``generator``.
 
     MLPs: weights N(0, 2/fan_in), biases 0. Conv4 and ResNet-12: convolutions N(0, 2/fan_in) and N(0, 2/fan_out), the classifier
-    as torch does it. WRN-28: all as torch does it, U(-1, 1)/sqrt(fan_in). BatchNorm: 1 and 0.
+    as torch does it. WRN-28 and the sinusoid regressor: all as torch does it, U(-1, 1)/sqrt(fan_in). BatchNorm: 1 and 0.
     """
-    mode = model.kaiming if isinstance(model, _Network) else "fan_in"
+    mode = model.kaiming if isinstance(model, _Network | SinusoidMLP) else "fan_in"
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_parameters()

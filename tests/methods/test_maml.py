@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(tmp_path: Path, monkeypa
     monkeypatch.setattr(Learner, "step", broken)
     monkeypatch.setattr(meta_training, "steps", _saving_each(meta_training.steps))
     assert search("maml", tmp_path) == 4
-    assert "outer step 7, task 2 of 2" in capsys.readouterr().err
+    assert "step 7: losses[2, 1] not finite" in capsys.readouterr().err
     monkeypatch.setattr(Learner, "step", plain)
     assert main(["search", "maml", "--out", str(tmp_path), "--resume", "--quiet"]) == 0
     assert result(tmp_path)["tasks"] == 6

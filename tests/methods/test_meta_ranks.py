@@ -32,11 +32,12 @@ def left(out: Path) -> tuple[str, bytes, dict[str, Any]]:
 
 
 def test_two_ranks_of_which_one_is_killed_leave_the_files_of_one(tmp_path: Path) -> None:
-    words = ["meta-ticket", "--rerand-every", "3", *QUICK, "--task-chunk", "2", "--quiet", "--out"]
+    words = ["meta-ticket", "--compare", "meta-ticket+iterand,maml", *QUICK, "--task-chunk", "2", "--quiet", "--out"]
     assert main([*words, str(tmp_path / "one")]) == 0
     done = torchrun(2, "SIGKILL", "5", *words, str(tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    assert left(tmp_path / "two") == left(tmp_path / "one")
+    for run in ("meta-ticket+iterand-0", "maml-0"):
+        assert left(tmp_path / "two" / run) == left(tmp_path / "one" / run)
 
 
 def test_a_rank_that_is_asked_to_stop_stops_all_at_the_same_step(tmp_path: Path) -> None:
