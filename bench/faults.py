@@ -44,6 +44,7 @@ WORDS = {
     "pcdarts": f"{_DARTS} --images 24 --partial 1 --warm-up 1",
     "pdarts": f"{_DARTS} --images 24 --added-cells 0,1,1 --warm-up 0",
     "prdarts": f"{_DARTS} --images 24",
+    "robust-darts": f"{_DARTS} --images 24 --order first --drop-path 0.2 --perturb random --eigenvalue 3",
     "tetlo": f"{_DARTS} --images 12 --pairs 6 --interval 2",
     "metanas": f"{_META} --warm-up 2 --eval-tasks 2 --eval-every 2 --validation-tasks 1",
     "lamanas": f"{_META} --eval-tasks 2 --validation-tasks 0",

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from engine.errors import NumericalError
 from engine.learning.flat import Layout
 from engine.spaces.mixture import Mixture
 
@@ -48,11 +47,8 @@ class Sgd:
     nesterov: bool = False
 
     def step(self, w: Tensor, gradient: Tensor, rate: float) -> None:
-        """Move ``w`` in place. Gradients longer than ``clip`` are scaled to it; one that is not finite is a NumericalError."""
-        norm = float(gradient.norm())
-        if not math.isfinite(norm):
-            raise NumericalError("the gradient of the weights is not finite; lower --weight-rate or resume from an earlier run")
-        direction = torch.add(gradient * clip_factor(norm, self.clip), w, alpha=self.decay)
+        """Move ``w`` in place. Gradients longer than ``clip`` are scaled to it. Nothing is read by the host."""
+        direction = torch.add(clipped(gradient, self.clip), w, alpha=self.decay)
         self.velocity.mul_(self.momentum).add_(direction)
         w.sub_(direction.add_(self.velocity, alpha=self.momentum) if self.nesterov else self.velocity, alpha=rate)
 
@@ -79,13 +75,9 @@ class Adam:
     clip: float = math.inf
 
     def step(self, a: Tensor, gradient: Tensor) -> None:
-        """Move ``a`` in place; a gradient that is not finite is a NumericalError."""
-        if not bool(gradient.isfinite().all()):
-            raise NumericalError("the gradient of the architecture parameters is not finite; lower --alpha-rate or --weight-rate")
+        """Move ``a`` in place. Nothing is read by the host."""
         self.count += 1
-        if self.clip < math.inf:
-            gradient = gradient * clip_factor(float(gradient.norm()), self.clip)
-        gradient = gradient.add(a, alpha=self.decay)
+        gradient = clipped(gradient, self.clip).add(a, alpha=self.decay)
         self.first.lerp_(gradient, 1 - self.betas[0])
         self.second.lerp_(gradient * gradient, 1 - self.betas[1])
         mean = self.first / (1 - self.betas[0] ** self.count)
@@ -119,9 +111,11 @@ class Bilevel:
         self.adam.count = count
 
 
-def clip_factor(norm: float, clip: float) -> float:
-    """What a vector of this norm is multiplied with so that it is no longer than ``clip``."""
-    return min(1.0, clip / (norm + 1e-6))
+def clipped(gradient: Tensor, clip: float) -> Tensor:
+    """The gradient scaled to the length ``clip`` if it is longer, without a read by the host."""
+    if clip == math.inf:
+        return gradient
+    return gradient * (clip / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
 
 def cosine(start: float, end: float, epoch: int, epochs: int) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.learning.bilevel import Adam, Bilevel, FlatNetwork, Sgd
+from engine.learning.bilevel import Bilevel, FlatNetwork, Sgd
 from engine.learning.hypergradient import Hypergradient, Loss, Step, first_order, second_order, weight_gradient
 from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Batch, Halves
@@ -53,8 +53,7 @@ class Darts(Learner):
         self.network = FlatNetwork(model.to(options.device))
         w, a = self.network.start, base.start()
         sgd = Sgd(torch.zeros_like(w), options.momentum, options.weight_decay, options.clip, options.nesterov)
-        rule = {"rate": options.alpha_rate, "decay": options.alpha_decay, "clip": options.alpha_clip}
-        self.state = Bilevel(w, a, sgd, Adam(torch.zeros_like(a), torch.zeros_like(a), **rule))
+        self.state = Bilevel(w, a, sgd, base.optimiser(a))
 
     def iterate(self, epoch: int, step: int) -> None:
         """An architecture step on a validation batch, and a weight step on a training batch, in the base's order."""
@@ -65,7 +64,7 @@ class Darts(Learner):
             with span("architecture step"):
                 found = self.hypergradient(batch, epoch, step, rate)
                 self.state.adam.step(self.state.a, found.gradient)
-            self.sums["search_loss"] += float(found.validation)
+            self.sums["search_loss"] += found.validation
             self.sums["searched"] += 1
         if not self.base.weights_first:
             self.move_weights(batch, epoch, step, rate)
@@ -74,9 +73,9 @@ class Darts(Learner):
         """A step of the weights."""
         state = self.state
         with span("weight step"):
-            loss, gradient = weight_gradient(self.loss(batch, Pass("weights", epoch, step)), state.w, state.a)
+            loss, gradient = weight_gradient(self.weight_loss(batch, Pass("weights", epoch, step)), state.w, state.a)
             state.sgd.step(state.w, gradient, rate)
-        self.sums["training_loss"] += float(loss)
+        self.sums["training_loss"] += loss
 
     def hypergradient(self, batch: Batch, epoch: int, step: int, rate: float) -> Hypergradient:
         """DARTS, Eq. 7, or its first term alone."""
@@ -91,6 +90,10 @@ class Darts(Learner):
     def loss(self, batch: Batch, where: Pass) -> Loss:
         """Mean cross-entropy of a batch as a function of weights and architecture."""
         return lambda w, a: F.cross_entropy(self.network(w, batch.images, self.base.mixture(a, where)), batch.labels)
+
+    def weight_loss(self, batch: Batch, where: Pass) -> Loss:
+        """What a step of the weights lowers."""
+        return self.loss(batch, where)
 
     def validation_loss(self, batch: Batch, where: Pass) -> Loss:
         """What the architecture lowers: the cross-entropy and the base's penalty."""

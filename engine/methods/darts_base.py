@@ -7,15 +7,18 @@ its base decides from a :class:`Base`, which holds no tensor that changes.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from engine.learning.bilevel import Adam
 from engine.methods.darts_options import FamilyOptions
 from engine.runs.streams import stream
-from engine.spaces.darts import searched_space
+from engine.spaces.darts import NOISE, searched_space
 from engine.spaces.darts_supernet import DartsSupernet, Encoder, SoftmaxRelaxation
+from engine.spaces.draws import DrawnMixture, Draws
 from engine.spaces.genotype import Genotype
 from engine.spaces.mixture import Mixture
 from engine.spaces.space import Space
@@ -41,13 +44,13 @@ class Relaxation(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Of the architecture parameters."""
 
-    def __call__(self, a: Tensor) -> Mixture:
-        """The mixture."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Mixture:
+        """The mixture of architecture parameters, and of what else the method has."""
 
-    def strengths(self, a: Tensor) -> Tensor:
+    def strengths(self, a: Tensor, /) -> Tensor:
         """(T, E, O): what operations are worth when the cell is read off."""
 
-    def genotype(self, a: Tensor) -> Genotype:
+    def genotype(self, a: Tensor, /) -> Genotype:
         """The cell that these parameters stand for."""
 
 
@@ -67,12 +70,18 @@ class Base:
 
     def structure(self) -> dict[str, Any]:
         """What the base's supernet takes beyond its size; see :class:`DartsSupernet`."""
-        return {"imagenet": self.options.stem == "imagenet"}
+        return {"imagenet": self.options.stem == "imagenet", "recompute": self.options.recompute}
 
     def supernet(self, space: Space, cells: int, *, outputs: int, channels_in: int) -> DartsSupernet:
         """A supernet of so many cells of ``space``."""
-        size = {"cells": cells, "channels": self.options.channels, "outputs": outputs, "channels_in": channels_in}
-        return DartsSupernet(space, **size, **self.structure())
+        channels = self.options.channels
+        return DartsSupernet(space, cells=cells, channels=channels, outputs=outputs, channels_in=channels_in, **self.structure())
+
+    def optimiser(self, a: Tensor) -> Adam:
+        """What moves the architecture parameters."""
+        options = self.options
+        first, second = torch.zeros_like(a), torch.zeros_like(a)
+        return Adam(first, second, rate=options.alpha_rate, decay=options.alpha_decay, clip=options.alpha_clip)
 
     def network(self, *, outputs: int, channels_in: int) -> DartsSupernet:
         """The supernet that is searched."""
@@ -90,7 +99,13 @@ class Base:
 
     def mixture(self, a: Tensor, where: Pass) -> Mixture:
         """What the supernet is evaluated with."""
-        return self.relaxation(a)
+        return self.drawn(self.relaxation(a), where)
+
+    def drawn(self, mixture: Mixture, where: Pass, **rates: float) -> Mixture:
+        """The mixture with what a pass draws: noise where the space has it, and what is dropped at these ``rates``."""
+        if NOISE not in self.space.operations and not any(rates.values()):
+            return mixture
+        return DrawnMixture.of(mixture, Draws(partial(stream, self.options.seed), (*self.address, *where), **rates))
 
     def penalty(self, a: Tensor, where: Pass) -> Tensor:
         """What the architecture's loss adds to the cross-entropy, a scalar."""

@@ -36,9 +36,9 @@ class Halves:
         data = load_set(options)
         self.data = data.to(options.device)
         self.classes = len(data.classes("train"))
-        self._label = torch.full((len(data.class_names),), -1).index_copy_(
-            0, torch.tensor(sorted(data.classes("train"))), torch.arange(self.classes)
-        )
+        own = torch.tensor(sorted(data.classes("train")))
+        label = torch.full((len(data.class_names),), -1).index_copy_(0, own, torch.arange(self.classes))
+        self._label = label.to(options.device)
         self.train, self.validation = _halves(data, options)
         self.seed, self.size = options.seed, options.batch
         self.augment = options.data not in UNMIRRORED if options.augment is None else options.augment
@@ -76,7 +76,7 @@ class Halves:
         return self._batch(images, chosen)
 
     def _batch(self, images: Tensor, chosen: Tensor) -> Batch:
-        labels = self._label[self.data.labels[chosen.to(self.data.labels.device)].cpu()].to(images.device)
+        labels = self._label[self.data.labels[chosen.to(self.data.labels.device)]]
         normal = normalise(images, self.data.mean, self.data.std)
         return Batch(normal.contiguous(memory_format=torch.channels_last), labels)
 

@@ -19,7 +19,7 @@ from engine.methods.darts_options import FamilyOptions
 from engine.runs.loop import steps
 from engine.runs.stopwatch import Stopwatch
 from engine.spaces.cost import count
-from engine.spaces.darts import operation_counts
+from engine.spaces.darts import operation_counts, without_noise
 from engine.spaces.genotype import Genotype
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ class Learner(ABC):
 
     def __init__(self, options: FamilyOptions, data: Halves, base: Base) -> None:
         self.options, self.data, self.base = options, data, base
-        self.sums = {"training_loss": 0.0, "search_loss": 0.0, "searched": 0.0}
+        # On the device, so that a step waits for nothing.
+        names = ("training_loss", "search_loss", "searched")
+        self.sums = {name: torch.zeros((), dtype=torch.float64, device=options.device) for name in names}
         self.curve: list[dict[str, Any]] = []
 
     @abstractmethod
@@ -77,6 +79,14 @@ class Learner(ABC):
         """The cell at this moment."""
         return self.base.genotype(self.alphas)
 
+    def stops(self) -> bool:
+        """Whether the search ends with the epoch that has just ended; decided by the curve alone."""
+        return False
+
+    def result(self) -> dict[str, Any]:
+        """What the method adds to a result; "plots" and "tables" join the others."""
+        return self.base.result(self.alphas)
+
     def rate(self, epoch: int) -> float:
         """The weights' learning rate of an epoch."""
         options, base = self.options, self.base
@@ -93,16 +103,18 @@ class Learner(ABC):
         """The line of an epoch, which also goes on the curve."""
         loss, accuracy = self.validate(epoch)
         genotype = self.genotype()
+        training, search, searched = (float(total) for total in self.sums.values())
         found = {
             "epoch": epoch,
-            "training_loss": self.sums["training_loss"] / self.data.steps,
-            "search_loss": self.sums["search_loss"] / self.sums["searched"] if self.sums["searched"] else None,
+            "training_loss": training / self.data.steps,
+            "search_loss": search / searched if searched else None,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
             "skips": operation_counts(genotype)["normal"]["skip_connect"],
         }
         self.curve.append(found)
-        self.sums = dict.fromkeys(self.sums, 0.0)
+        for total in self.sums.values():
+            total.zero_()
         return {"event": "epoch", **found, "genotype": genotype.to_dict()["cells"]}
 
     def validate(self, epoch: int) -> tuple[float, float]:
@@ -128,8 +140,9 @@ def run_search(learner: Learner, run: Run, stop: Any, progress: Any) -> dict[str
         return before[0] + seconds, before[1] + cpu
 
     def snapshot() -> tuple[dict[str, Any], dict[str, Tensor]]:
-        facts = {"base": learner.base.state(), "counts": learner.counts(), "sums": learner.sums, "curve": learner.curve}
-        return {**facts, "spent": list(spent())}, learner.tensors()
+        facts = {"base": learner.base.state(), "counts": learner.counts(), "curve": learner.curve}
+        sums = {f"sums.{name}": total for name, total in learner.sums.items()}
+        return {**facts, "spent": list(spent())}, {**learner.tensors(), **sums}
 
     total = options.all_epochs * data.steps
     with progress(total, "steps", done=start) as bar:
@@ -138,6 +151,8 @@ def run_search(learner: Learner, run: Run, stop: Any, progress: Any) -> dict[str
             learner.iterate(epoch, step)
             if step + 1 == data.steps:
                 run.append("metrics.jsonl", learner.end_epoch(epoch))
+                if learner.stops():
+                    break
                 learner = learner.after(epoch)
             bar.advance(epoch=epoch, **{key: learner.curve[-1][key] for key in ("validation_loss",) if learner.curve})
     return outcome(learner, *spent())
@@ -152,16 +167,18 @@ def _resume(run: Run, learner: Learner) -> tuple[Learner, tuple[float, float], i
     base = learner.base.restored(state["base"])
     learner = learner if base is learner.base else learner.with_base(base)
     learner.restore(tensors, state["counts"])
-    learner.sums, learner.curve = state["sums"], state["curve"]
+    for name, total in learner.sums.items():
+        total.copy_(tensors[f"sums.{name}"])
+    learner.curve = state["curve"]
     return learner, (state["spent"][0], state["spent"][1]), state["step"]
 
 
 def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, Any]:
     """The result of a finished search."""
-    genotype, extra = learner.genotype(), learner.base.result(learner.alphas)
+    genotype, extra = learner.genotype(), learner.result()
     channels_in, _, size = learner.data.data.images.shape[1:]
     cost = count(
-        genotype,
+        without_noise(genotype),
         channels=PUBLISHED_CHANNELS,
         cells=PUBLISHED_CELLS,
         size=size,
@@ -171,7 +188,7 @@ def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, A
     last = learner.curve[-1]
     return {
         "genotype": genotype,
-        "evaluations": learner.options.all_epochs * learner.data.steps,
+        "evaluations": len(learner.curve) * learner.data.steps,
         "seconds": round(seconds, 3),
         "cpu_seconds": round(cpu_seconds, 3),
         "validation_loss": last["validation_loss"],
@@ -181,7 +198,7 @@ def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, A
         "counted_network": {"cells": PUBLISHED_CELLS, "channels": PUBLISHED_CHANNELS},
         "operations": operation_counts(genotype),
         **extra,
-        "plots": [_curves(learner.curve)],
+        "plots": [_curves(learner.curve), *extra.get("plots", [])],
         "tables": [_strengths(learner), *extra.get("tables", [])],
     }
 

@@ -30,8 +30,8 @@ class FamilyOptions(SearchOptions):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DARTS_PRESETS
 
-    space: Literal["darts", "darts-s1", "darts-s2", "darts-s3"] = "darts"
-    """Search space: all eight operations on every edge, or S1, S2, S3 of RobustDARTS."""
+    space: Literal["darts", "darts-s1", "darts-s2", "darts-s3", "darts-s4"] = "darts"
+    """Search space: all eight operations on every edge, or S1 to S4 of RobustDARTS."""
     cells: int = 8
     """Cells of the supernet; those at one and two thirds of the depth reduce."""
     channels: int = 16
@@ -50,6 +50,8 @@ class FamilyOptions(SearchOptions):
     """Passes over the training half."""
     hessian: Literal["exact", "finite-difference"] = "exact"
     """How the second order is computed: a Hessian-vector product, or the published quotient of differences."""
+    recompute: bool = False
+    """Keep what passes between cells only and compute cells again for gradients: less memory, more time, the same bits."""
     interval: int = 1
     """Weight steps for each architecture step."""
     weight_rate: float = 0.025

@@ -16,10 +16,8 @@ from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Halves
 from engine.methods.darts_learner import run_search
 from engine.methods.pdarts_options import PdartsOptions, ProgressiveOptions
-from engine.runs.streams import stream
 from engine.spaces.darts import competing, operation_counts
 from engine.spaces.darts_supernet import SoftmaxRelaxation
-from engine.spaces.draws import DrawnMixture, Draws
 from engine.spaces.genotype import Genotype
 from engine.spaces.mixture import Mixture
 from engine.spaces.progressive import Alive, candidates, drop_weakest, limit_skips, restricted
@@ -69,12 +67,8 @@ class ProgressiveBase(Base):
         return start * math.exp(-DROPOUT_DECAY * (done - self.options.warm_up))
 
     def mixture(self, a: Tensor, where: Pass) -> Mixture:
-        mixture, rate = self.relaxation(a), self.dropout(where.epoch)
-        if where.phase == "validation" or not rate:
-            return mixture
-        seed = self.options.seed
-        draws = Draws(lambda purpose, *place: stream(seed, purpose, *self.address, *where, *place), skip_dropout=rate)
-        return DrawnMixture.of(mixture, draws)
+        rate = 0.0 if where.phase == "validation" else self.dropout(where.epoch)
+        return self.drawn(self.relaxation(a), where, skip_dropout=rate)
 
     def genotype(self, a: Tensor) -> Genotype:
         return limit_skips(self.space, self.strengths(a).double().tolist(), self.options.max_skips)

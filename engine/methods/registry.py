@@ -31,6 +31,7 @@ from engine.methods.options import (
 from engine.methods.pcdarts_options import PcdartsOptions
 from engine.methods.pdarts_options import PdartsOptions
 from engine.methods.prdarts_options import PrdartsOptions
+from engine.methods.robust_options import RobustOptions
 from engine.methods.sinusoid_options import SinusoidOptions
 from engine.methods.tetlo_options import TetloOptions
 
@@ -115,6 +116,12 @@ register_method("random", CellOptions, "engine.methods.random_search:search", "d
 register_method("darts", DartsOptions, "engine.methods.darts:search", "descend on a softmax over operations")
 register_method(
     "pcdarts", PcdartsOptions, "engine.methods.pcdarts:search", "descend with a part of the channels and weighted edges"
+)
+register_method(
+    "robust-darts",
+    RobustOptions,
+    "engine.methods.robust:search",
+    "darts with drop path, fading skips, perturbations, early stopping",
 )
 register_method("pdarts", PdartsOptions, "engine.methods.pdarts:search", "deepen in stages and drop operations on the way")
 register_method("prdarts", PrdartsOptions, "engine.methods.prdarts:search", "descend on gates, with paths and groups regularised")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.learning.bilevel import Adam, FlatNetwork, Sgd
+from engine.learning.bilevel import FlatNetwork, Sgd
 from engine.learning.hypergradient import Loss, Step, weight_gradient
 from engine.learning.similarity import draw_quadruples, quadruple_similarity
 from engine.learning.trilevel import TransferLoss, Trilevel, TrilevelGradient, hypergradient
@@ -88,8 +88,7 @@ class Tetlo(Learner):
         self.main, self.auxiliary = self._student(self.network.start), self._student(auxiliary)
         self._share(self.auxiliary, self.main)
         self.a = base.start()
-        rule = {"rate": options.alpha_rate, "decay": options.alpha_decay, "clip": options.alpha_clip}
-        self.adam = Adam(torch.zeros_like(self.a), torch.zeros_like(self.a), **rule)
+        self.adam = base.optimiser(self.a)
 
     def _student(self, w: Tensor) -> Student:
         options = self.options
@@ -109,7 +108,7 @@ class Tetlo(Learner):
             with span("architecture step"):
                 found = self.hypergradient(epoch, step, batches, quadruples, rate)
                 self.adam.step(self.a, found.main + found.auxiliary)  # A = M
-            self.sums["search_loss"] += float(found.main_validation)
+            self.sums["search_loss"] += found.main_validation
             self.sums["searched"] += 1
         if not self.base.weights_first:
             self.move_weights(epoch, step, batches, quadruples, rate)
@@ -127,7 +126,7 @@ class Tetlo(Learner):
             _, gradient = weight_gradient(lambda w, a: transfer(w, a, features), self.auxiliary.w, self.a)
             self.auxiliary.sgd.step(self.auxiliary.w, gradient, rate)
             self._share(self.auxiliary, self.main)
-        self.sums["training_loss"] += float(loss)
+        self.sums["training_loss"] += loss
 
     def hypergradient(self, epoch: int, step: int, training: list[Batch], quadruples: Tensor, rate: float) -> TrilevelGradient:
         """dP/dM and dP/dA (Eqs. 13 to 21)."""

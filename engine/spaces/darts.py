@@ -1,4 +1,4 @@
-"""The DARTS space: its supernet's table, sub-spaces S1 to S3, discretisation and published cells. No torch here.
+"""The DARTS space: its supernet's table, sub-spaces S1 to S4, discretisation and published cells. No torch here.
 
 Sources: reference note tetlo-darts, sections 1, 5 and 7. A cell of a sub-space is a cell of ``darts`` and is written as one.
 """
@@ -12,8 +12,10 @@ from engine.errors import ConfigurationError
 from engine.spaces.genotype import CellGenotype, Connection, Genotype
 from engine.spaces.space import DARTS, Space
 
-# In the supernet a norm follows each pool; in discretised networks there is none.
+# In the supernet a norm follows each pool; in discretised networks there is none. Noise is a factor of ones there.
 _NORMALISED = {"max_pool_3x3": "max_pool_3x3BN", "avg_pool_3x3": "avg_pool_3x3BN"}
+NOISE, UNIT = "noise", "unit"
+AUXILIARY = "auxiliary_skip"
 
 Rows = Sequence[Sequence[Sequence[float]]]  # by kind, edge and operation
 
@@ -32,16 +34,20 @@ _S1 = {
 }
 
 
-def _restricted(rows: dict[str, list[tuple[str, ...]]]) -> Space:
+def _restricted(rows: dict[str, list[tuple[str, ...]]], space: Space = DARTS) -> Space:
     edges = {(kind, edge): names for kind, lists in rows.items() for edge, names in enumerate(lists)}
-    return replace(DARTS, edge_operations=edges)
+    return replace(space, edge_operations=edges)
 
 
 def _same_everywhere(*names: str) -> dict[str, list[tuple[str, ...]]]:
     return {kind: [names] * len(DARTS.edges) for kind in DARTS.kinds}
 
 
-# RobustDARTS (ICLR 2020), spaces S1 to S3; S4 has an operation of random numbers, which no discretised network can carry.
+# S4 has one more operation, of random numbers that ignore the input: its cells are of a space of their own, because no network
+# can be built of a cell that carries it.
+_WITH_NOISE = replace(DARTS, name="darts-s4", operations=(*DARTS.operations, NOISE))
+
+# RobustDARTS (ICLR 2020), spaces S1 to S4.
 SEARCHED: dict[str, Space] = {
     "darts": DARTS,
     "darts-s1": _restricted(
@@ -49,6 +55,7 @@ SEARCHED: dict[str, Space] = {
     ),
     "darts-s2": _restricted(_same_everywhere("skip_connect", "sep_conv_3x3")),
     "darts-s3": _restricted(_same_everywhere("none", "skip_connect", "sep_conv_3x3")),
+    "darts-s4": _restricted(_same_everywhere(NOISE, "sep_conv_3x3"), _WITH_NOISE),
 }
 
 
@@ -59,14 +66,17 @@ def searched_space(name: str) -> Space:
     return SEARCHED[name]
 
 
-def normalised_pools(space: Space) -> Space:
-    """The table of the supernet: the same with a norm after each pool."""
-    edges = {place: tuple(map(_normalised, names)) for place, names in space.edge_operations.items()}
-    return replace(space, operations=tuple(map(_normalised, space.operations)), edge_operations=edges)
+def supernet_table(space: Space, *, pool_norms: bool = True) -> Space:
+    """The table of the supernet: the same with a norm after each pool (unless told not to), and with ones for noise."""
+    names = {NOISE: UNIT, **(_NORMALISED if pool_norms else {})}
+    edges = {place: tuple(names.get(o, o) for o in listed) for place, listed in space.edge_operations.items()}
+    return replace(space, operations=tuple(names.get(o, o) for o in space.operations), edge_operations=edges)
 
 
-def _normalised(name: str) -> str:
-    return _NORMALISED.get(name, name)
+def with_auxiliary(space: Space) -> Space:
+    """The space with one more skip connection on every edge, which is not searched (DARTS-)."""
+    edges = {place: (*names, AUXILIARY) for place, names in space.edge_operations.items()}
+    return replace(space, operations=(*space.operations, AUXILIARY), edge_operations=edges)
 
 
 def competing(space: Space) -> list[list[list[bool]]]:
@@ -107,9 +117,17 @@ def _strongest(space: Space, kind: str, edge: int, row: Sequence[float]) -> tupl
 
 def operation_counts(genotype: Genotype) -> dict[str, dict[str, int]]:
     """How often each operation occurs, by kind of cell (paper 004, Table 18)."""
-    return {
-        kind: {o: [c.operation for c in cell.connections].count(o) for o in DARTS.operations[1:]} for kind, cell in genotype.cells
-    }
+    names = (_WITH_NOISE if genotype.space == _WITH_NOISE.name else DARTS).operations[1:]
+    return {kind: {o: [c.operation for c in cell.connections].count(o) for o in names} for kind, cell in genotype.cells}
+
+
+def without_noise(genotype: Genotype) -> Genotype:
+    """The cell of ``darts`` that is left without noise, which has neither parameters nor multiply-adds."""
+    cells = [
+        (kind, replace(cell, connections=tuple(c for c in cell.connections if c.operation != NOISE)))
+        for kind, cell in genotype.cells
+    ]
+    return Genotype(DARTS.name, tuple(cells))
 
 
 def _published(normal: str, reduction: str) -> Genotype:

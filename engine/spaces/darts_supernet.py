@@ -9,10 +9,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from engine.errors import ConfigurationError
 from engine.spaces.cells import Cell, Lane
-from engine.spaces.darts import competing, discretise, normalised_pools
+from engine.spaces.darts import UNIT, competing, discretise, supernet_table
 from engine.spaces.differentiable import differentiable
 from engine.spaces.draws import DrawnMixture, Draws
 from engine.spaces.genotype import Genotype
@@ -33,7 +35,8 @@ class DartsSupernet(Supernet):
 
     ``partial`` K above 1 takes cells with partial channels, whose mixture must have edge weights; ``imagenet`` the strided stem.
     ``pool_norms`` says whether a norm follows each pool, ``tail`` whether an affine norm and a ReLU precede the last pooling:
-    PR-DARTS has no norms there, but a tail.
+    PR-DARTS has no norms there, but a tail. ``recompute`` keeps only what passes between cells and computes each cell again
+    when its gradient is taken, to the same bits.
     """
 
     def __init__(
@@ -48,12 +51,13 @@ class DartsSupernet(Supernet):
         imagenet: bool = False,
         pool_norms: bool = True,
         tail: bool = False,
+        recompute: bool = False,
     ) -> None:
         if channels % (2 * partial):
             parts = "the strided skip connection halves them" if partial == 1 else f"one part in {partial} is halved"
             raise ConfigurationError(f"--channels: {parts}, so {channels} must be a multiple of {2 * partial}")
         super().__init__(
-            normalised_pools(space) if pool_norms else space,
+            supernet_table(space, pool_norms=pool_norms),
             cells=cells,
             channels=channels,
             outputs=outputs,
@@ -64,7 +68,7 @@ class DartsSupernet(Supernet):
             strided_width=channels * space.stem_multiplier if imagenet else None,
             cell=Cell if partial == 1 else functools.partial(PartialCell, partial=partial),
         )
-        self.partial, self.strided = partial, imagenet
+        self.partial, self.strided, self.recompute = partial, imagenet, recompute
         if tail:
             self.tail_norm = norm_factory("batchstat-trained-affine")(self.features)
         differentiable(self)
@@ -75,7 +79,20 @@ class DartsSupernet(Supernet):
         lanes = {kind: self._lane(mixture, k, len(x)) for k, kind in enumerate(self.space.kinds)}
         if isinstance(mixture, DrawnMixture) and mixture.draws is not None:
             return self.pooled(x, self._drawn(x, lanes, mixture.draws), mixture.groups)
+        if UNIT in self.space.operations:
+            raise ValueError("mixture: noise is drawn by address; give a DrawnMixture")
         return self.pooled(x, lanes, mixture.groups)
+
+    def through(self, cell: Cell, s0: Tensor, s1: Tensor, lane: Lane) -> Tensor:
+        """The output of a cell; with ``recompute`` its graph is made anew in the backward pass."""
+        if not (self.recompute and torch.is_grad_enabled()):
+            return super().through(cell, s0, s1, lane)
+        weights = dict(cell.named_parameters())  # those of this call: they may be back in place when the gradient is taken
+
+        def forward(s0: Tensor, s1: Tensor) -> Tensor:
+            return functional_call(cell, weights, (s0, s1, lane))
+
+        return checkpoint(forward, s0, s1, use_reentrant=False, preserve_rng_state=False)
 
     def _lane(self, mixture: Mixture, kind: int, batch: int) -> Lane:
         lane = make_lane(mixture, self.space, kind, batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.errors import ConfigurationError
 from engine.spaces.cells import Lane, Term
+from engine.spaces.darts import UNIT
 from engine.spaces.mixture import Mixture
 from engine.spaces.space import CellPlan, Space
 
@@ -22,12 +23,13 @@ from engine.spaces.space import CellPlan, Space
 class Draws:
     """The draws of one pass.
 
-    ``generator(purpose, cell, edge)`` returns a fresh generator. ``skip_dropout`` is the chance of an element of a skip
+    ``generator(purpose, *address, cell, edge)`` returns a fresh generator. ``skip_dropout`` is the chance of an element of a skip
     connection of stride 1 to be zero (P-DARTS); ``drop_path`` that of an edge's whole output, sample by sample (RobustDARTS).
     What is kept is divided by its chance.
     """
 
     generator: Callable[..., torch.Generator]
+    address: tuple[int | str, ...] = ()
     skip_dropout: float = 0.0
     drop_path: float = 0.0
 
@@ -56,13 +58,18 @@ class Draws:
             weight = weight * path
         if name == "skip_connect" and identity and self.skip_dropout:
             weight = weight * self._kept("skip-dropout", shape, self.skip_dropout, cell, e).to(like)
+        if name == UNIT:
+            weight = weight * _channels_last(torch.randn, shape, self.generator("noise", *self.address, cell, e)).to(like)
         return Term(weight, term.alive)
 
     def _kept(self, purpose: str, shape: Sequence[int], chance: float, cell: int, e: int) -> Tensor:
-        """1 / (1 - chance) where an element is kept, else 0; channels innermost."""
-        batch, channels, height, width = shape
-        drawn = torch.rand(batch, height, width, channels, generator=self.generator(purpose, cell, e))
-        return ((drawn >= chance) / (1 - chance)).permute(0, 3, 1, 2)
+        """1 / (1 - chance) where an element is kept, else 0."""
+        return (_channels_last(torch.rand, shape, self.generator(purpose, *self.address, cell, e)) >= chance) / (1 - chance)
+
+
+def _channels_last(draw: Callable[..., Tensor], shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    batch, channels, height, width = shape
+    return draw(batch, height, width, channels, generator=generator).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

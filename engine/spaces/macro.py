@@ -99,11 +99,15 @@ class MacroNetwork(nn.Module):
         """Every cell reads the two before it; ``before`` is rectified, None where the first cell reads the stem twice."""
         for index, (cell, lane) in enumerate(zip(self.cells, lanes, strict=True)):
             rectified = gated_relu(x)  # once, for this cell and the next
-            x = cell(rectified if before is None else before, rectified, lane)
+            x = self.through(cast(Cell, cell), rectified if before is None else before, rectified, lane)
             before = rectified
             if watch is not None:
                 watch(index, x)
         return x
+
+    def through(self, cell: Cell, s0: Tensor, s1: Tensor, lane: Lane) -> Tensor:
+        """The output of a cell with two inputs."""
+        return cell(s0, s1, lane)
 
     def _chained(self, x: Tensor, lanes: Sequence[Lane], watch: Watch | None) -> Tensor:
         """Every cell reads the one before it."""

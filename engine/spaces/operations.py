@@ -44,8 +44,20 @@ class ReLU(nn.Module):
 class Chain(nn.ModuleList):
     """Convolutions, norms and rectifiers one after the other, each given what it takes of ``groups`` and ``alive``."""
 
+    @property
+    def norm(self) -> nn.Module | None:
+        """The last layer."""
+        return self[-1] if len(self) else None
+
     def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
-        for layer in self:
+        return self._through(x, groups, alive, len(self))
+
+    def unnormalised(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        """What the last norm reads."""
+        return self._through(x, groups, alive, len(self) - 1)
+
+    def _through(self, x: Tensor, groups: int, alive: Tensor | None, layers: int) -> Tensor:
+        for layer in list(self)[:layers]:
             if isinstance(layer, nn.Conv2d):
                 x = layer(x)
             elif isinstance(layer, ReLU):
@@ -82,12 +94,16 @@ class FactorizedReduce(nn.Module):
         self.odd = odd
 
     def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
-        return self.norm(torch.cat([self.convs[0](x), self.convs[1](self._shifted(x))], 1), groups)
+        return self.norm(self.unnormalised(x), groups)
+
+    def unnormalised(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        """What the norm reads."""
+        return torch.cat([self.convs[0](x), self.convs[1](self._shifted(x))], 1)
 
     def _shifted(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if height % 2 == 0 and width % 2 == 0:
-            return x[..., 1:, 1:]
+            return F.pad(x, (-1, 0, -1, 0))  # a slice's gradient would lose the memory format
         return F.pad(x, (0, 1, 0, 1))[..., 1:, 1:] if self.odd == "pad" else x
 
 
@@ -100,11 +116,13 @@ class Pool(nn.Module):
         self.norm = norm(channels)
 
     def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        return self.norm(self.unnormalised(x), groups)
+
+    def unnormalised(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        """What the norm reads."""
         if self.kind == "max":
-            pooled = F.max_pool2d(x, 3, self.stride, 1)
-        else:
-            pooled = F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
-        return self.norm(pooled, groups)
+            return F.max_pool2d(x, 3, self.stride, 1)
+        return F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False)
 
 
 class ResidualReduction(nn.Module):
@@ -132,6 +150,22 @@ def depthwise(channels: int, kernel: int, stride: int, dilation: int, norm: Norm
         nn.Conv2d(channels, channels, 1, bias=False),
         norm(channels),
     ]
+
+
+class Unit(nn.Module):
+    """Ones of the output's shape, whatever the input: what a supernet multiplies with noise."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        size = [-(-n // self.stride) for n in x.shape[2:]]
+        return x.new_ones(()).expand(*x.shape[:2], *size)
+
+
+def _unit(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Unit(stride)
 
 
 def _skip(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
@@ -210,6 +244,9 @@ OPERATIONS: dict[str, Operation] = {
     "dil_conv_5x5": Operation(partial(_dilated, kernel=5), _always),
     "nor_conv_1x1": Operation(_dense_1x1, _always),
     "nor_conv_3x3": Operation(_dense_3x3, _always),
+    # In supernets only: a skip connection beside the searched ones (DARTS-), and what noise multiplies (RobustDARTS, S4).
+    "auxiliary_skip": Operation(_skip, lambda stride: stride > 1),
+    "unit": Operation(_unit, _never),
 }
 
 

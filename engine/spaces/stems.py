@@ -27,7 +27,7 @@ class StridedStem(nn.Module):
 
     def forward(self, x: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
         """(B, C_in, H, W) -> what the first cell reads: (B, C, H/4, W/4) rectified, and (B, C, H/8, W/8) as it is."""
-        states = []
+        states: list[Tensor] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(conv(gated_relu(x) if states else x), groups)
             states.append(x)

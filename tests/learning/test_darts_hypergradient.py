@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.errors import NumericalError
 from engine.learning.bilevel import Adam, Bilevel, FlatNetwork, Sgd, cosine
 from engine.learning.hypergradient import Loss, Step, finite_difference, first_order, mixed_product, second_order
 from engine.spaces import operations
@@ -136,10 +135,6 @@ def test_optimisers_are_torchs() -> None:
         adam.step()
     torch.testing.assert_close(mine.w, p.detach())
     torch.testing.assert_close(mine.a, q.detach())
-    with pytest.raises(NumericalError, match="weights"):
-        mine.sgd.step(mine.w, torch.full((7,), torch.nan), 0.1)
-    with pytest.raises(NumericalError, match="architecture"):
-        mine.adam.step(mine.a, torch.full((2, 3), torch.inf))
 
 
 def test_cosine_is_torchs() -> None:

@@ -13,10 +13,10 @@ import torch
 from engine.cli import run_command
 from engine.errors import Preempted
 from engine.methods.darts import Darts
-from engine.methods.darts_base import Pass
+from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Halves
 from engine.methods.darts_learner import Learner, run_search
-from engine.methods.darts_options import FamilyOptions
+from engine.methods.darts_options import DartsOptions, FamilyOptions
 from engine.methods.pcdarts import PartialBase
 from engine.methods.pcdarts_options import PcdartsOptions
 from engine.methods.pdarts import ProgressiveBase
@@ -27,12 +27,13 @@ from engine.runs.progress import Progress
 from engine.runs.run import Run
 from engine.runs.signals import graceful
 from engine.search import main
+from engine.spaces.darts import SEARCHED
 from engine.spaces.draws import DrawnMixture
 from engine.spaces.genotype import Genotype
-from engine.spaces.space import DARTS
 
 TINY = {"device": "cpu", "cells": 2, "channels": 4, "batch": 8, "images": 16, "epochs": 2, "alpha_rate": 0.05}
 METHODS = {
+    "darts": (DartsOptions, Base, {**TINY, "space": "darts-s4", "recompute": True, "order": "first"}),
     "prdarts": (PrdartsOptions, GateBase, {**TINY, "epochs": 3}),
     "pdarts": (PdartsOptions, ProgressiveBase, {**TINY, "added_cells": "0,1,1", "epochs": 1, "warm_up": 0, "max_skips": 1}),
     "pcdarts": (PcdartsOptions, PartialBase, {**TINY, "partial": 2, "warm_up": 1}),
@@ -41,7 +42,11 @@ METHODS = {
 
 def words(name: str) -> list[str]:
     values = {**METHODS[name][2]}
-    return [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return [
+        word
+        for key, value in values.items()
+        for word in ([f"--{key.replace('_', '-')}"] if value is True else [f"--{key.replace('_', '-')}", str(value)])
+    ]
 
 
 def learner(name: str, kind: type[Darts] = Darts, **changes: object) -> Darts:
@@ -60,7 +65,8 @@ def go_on(search: Learner, directory: Path, *, resume: bool) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_leaves_a_whole_run_directory(name: str, tmp_path: Path) -> None:
     assert main([name, *words(name), "--quiet", "--out", str(tmp_path)]) == 0
-    DARTS.check(Genotype.load(tmp_path / "genotype.json"))
+    space = SEARCHED[METHODS[name][2].get("space", "darts")]
+    space.check(Genotype.load(tmp_path / "genotype.json"))
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["method"] == name
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 from engine.errors import ConfigurationError
 from engine.learning.bilevel import FlatNetwork
 from engine.learning.hypergradient import architecture_gradient, both_gradients
+from engine.runs.streams import stream
 from engine.spaces.darts import PUBLISHED, SEARCHED, discretise, operation_counts, searched_space
 from engine.spaces.darts_supernet import SoftmaxRelaxation, darts_supernet
+from engine.spaces.draws import DrawnMixture, Draws
 from engine.spaces.genotype import Genotype
 from engine.spaces.network import build_network
 from engine.spaces.space import DARTS
@@ -103,11 +105,12 @@ def test_sub_spaces_search_and_give_darts_cells(name: str) -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 14))
     assert bool((weights[~relaxation.alive] == 0).all())
     genotype = relaxation.genotype(a)
-    DARTS.check(genotype)
+    space.check(genotype)
     allowed = {o for names in space.edge_operations.values() for o in names} or set(DARTS.operations)
     assert {c.operation for _, cell in genotype.cells for c in cell.connections} <= allowed - {"none"}
     model = darts_supernet(space, cells=3, channels=2, outputs=3)
-    assert model(torch.randn(2, 3, 8, 8), relaxation(a)).shape == (2, 3)
+    mixture = DrawnMixture.of(relaxation(a), Draws(lambda *place: stream(0, *place)))
+    assert model(torch.randn(2, 3, 8, 8), mixture).shape == (2, 3)
     assert Genotype.from_json(genotype.to_json()) == genotype
 
 
