@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from engine.kernels.cuda_source import cupy_available, shared_memory
+from engine.kernels.cuda_source import cupy_available
 from engine.kernels.gram import add_contracted_gram, add_gram, contracts
 from engine.kernels.sample_gradient import ConvGeometry, linear_sample_gradient
 
@@ -134,10 +134,11 @@ def _(left: Tensor, right: Tensor, float32_precision: str) -> Tensor:
 
         return launch_jacobian_gram(left, right, float32_precision)
     if left.dtype == torch.float32 and cupy_available():
-        from engine.kernels.cuda_jacobian_gram import SHARED_BYTES, launch_jacobian_gram_cuda
+        from engine.kernels import cuda_jacobian_gram as cuda
 
-        if shared_memory(left.device) >= SHARED_BYTES:
-            return launch_jacobian_gram_cuda(left, right)
+        chosen = cuda.chosen_launcher(left, right)
+        if chosen is not None:
+            return (cuda.launch_jacobian_gram_hopper if chosen == "hopper" else cuda.launch_jacobian_gram_cuda)(left, right)
     # Torch's float32 products may be TF32, by a setting that is not ours to change; its float64 ones never are.
     return _dense_plain(left.double(), right.double())
 

@@ -120,3 +120,17 @@ def test_cuda_source_keeps_the_smallest_eigenvalue() -> None:
 
     left, right, wanted = ill_conditioned()
     assert abs(torch.linalg.eigvalsh(launch_jacobian_gram_cuda(left, right))[0, 0] / wanted[0] - 1) < 1e-3
+
+
+@pytest.mark.skipif(find_spec("cupy") is None, reason="CuPy, which loads the CUDA source, is not installed")
+@pytest.mark.parametrize("shape", [(2, 5, 5, 17, 36, 8), (1, 60, 30, 256, 192, 960), (3, 33, 33, 64, 48, 48)], ids=str)
+def test_hopper_source(shape: tuple[int, ...]) -> None:
+    from engine.kernels.cuda_jacobian_gram import chosen_launcher, launch_jacobian_gram_hopper
+
+    groups, rows, shared, positions, outputs, inputs = shape
+    left, right = noise(groups, rows, positions, outputs), noise(groups, shared, positions, inputs, address=1)
+    if chosen_launcher(left, right) != "hopper":
+        pytest.skip("the device is not of compute capability 9")
+    found = launch_jacobian_gram_hopper(left, right)
+    assert error(found, left, right) < 1e-5
+    assert torch.equal(found, launch_jacobian_gram_hopper(left, right))
