@@ -6,7 +6,7 @@ batch is added to a hidden layer. Parameters are one flat vector (P,), everythin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -23,13 +23,21 @@ class LossNetwork(Protocol):
     """A learned loss: ``network(phi, logits, labels)`` is a scalar, the mean over the batch."""
 
     layout: Layout
+    first: str  # the layer that reads logits and label
+    residual: bool
 
     def __call__(self, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of logits (N, K) and labels (N,)."""
 
+    def each(self, part: Mapping[str, Tensor], logits: Tensor, labels: Tensor, gold: Tensor) -> Tensor:
+        """The terms (N,) whose mean is the loss, from the layers' parameters by name; ``gold`` is the cross-entropy that the
+        residual adds, of the batch () or of each sample (N, 1)."""
+
 
 class FeedForwardLoss:
     """fc1 (K+1 -> 64), plus the cross-entropy, ELU, fc2 (64 -> 1). 1,473 parameters at K = 20."""
+
+    first = "fc1"
 
     def __init__(self, classes: int, *, residual: bool) -> None:
         self.residual = residual
@@ -38,11 +46,13 @@ class FeedForwardLoss:
         )
 
     def __call__(self, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        part = self.layout.views(phi)
+        return self.each(self.layout.views(phi), logits, labels, F.cross_entropy(logits, labels)).mean()
+
+    def each(self, part: Mapping[str, Tensor], logits: Tensor, labels: Tensor, gold: Tensor) -> Tensor:
         hidden = F.linear(_inputs(logits, labels), part["fc1.weight"], part["fc1.bias"])
         if self.residual:
-            hidden = hidden + F.cross_entropy(logits, labels)
-        return F.linear(F.elu(hidden), part["fc2.weight"], part["fc2.bias"]).mean()
+            hidden = hidden + gold
+        return F.linear(F.elu(hidden), part["fc2.weight"], part["fc2.bias"])[:, 0]
 
 
 class RecurrentLoss:
@@ -52,6 +62,8 @@ class RecurrentLoss:
     as published, which saturates the cells: with the residual a random network is close to a monotone function of the
     cross-entropy, rising or falling with its seed (reference note, section 6.5). 169,921 parameters at K = 20.
     """
+
+    first = "fcz"
 
     def __init__(self, classes: int, *, residual: bool) -> None:
         self.residual = residual
@@ -63,7 +75,9 @@ class RecurrentLoss:
         self.layout = Layout(tuple(shapes))
 
     def __call__(self, phi: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        part = self.layout.views(phi)
+        return self.each(self.layout.views(phi), logits, labels, F.cross_entropy(logits, labels)).mean()
+
+    def each(self, part: Mapping[str, Tensor], logits: Tensor, labels: Tensor, gold: Tensor) -> Tensor:
         x = F.elu(F.linear(_inputs(logits, labels), part["fcz.weight"], part["fcz.bias"]))
         start = labels.to(logits)[:, None].expand(-1, HIDDEN)
         for layer in range(LSTM_LAYERS):
@@ -73,8 +87,8 @@ class RecurrentLoss:
             x = leave.sigmoid() * torch.tanh(keep.sigmoid() * start + enter.sigmoid() * candidate.tanh())
         hidden = F.linear(x, part["fc1.weight"], part["fc1.bias"])
         if self.residual:
-            hidden = hidden + F.cross_entropy(logits, labels)
-        return F.linear(F.elu(hidden), part["fc2.weight"], part["fc2.bias"]).mean()
+            hidden = hidden + gold
+        return F.linear(F.elu(hidden), part["fc2.weight"], part["fc2.bias"])[:, 0]
 
 
 def _inputs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -135,3 +149,23 @@ def cosine_to_cross_entropy(network: LossNetwork, phi: Tensor, logits: Tensor, l
     learned = torch.autograd.grad(network(phi, z, labels), z)[0]
     gold = torch.autograd.grad(F.cross_entropy(z, labels), z)[0]
     return F.cosine_similarity(learned.flatten(), gold.flatten(), dim=0)
+
+
+def loss_surface(network: LossNetwork, phi: Tensor, *, side: int = 64, reach: float = 1e4) -> Tensor:
+    """The loss over two logits for either label (Figure 3): (2, side, side), [y, i, j] at z = (z_j, z_i) of [-reach, reach]^2.
+
+    The first layer W (64, K+1) is replaced by W V with V (K+1, 3) the first three principal directions of its rows, so that the
+    network reads (z1, z2, y); their signs make the largest entry positive. (Of an orthogonal layer, as FNN's before the first
+    step, they are any.) Published with 200 points a side, one call each, and a
+    random label at every point; here one call for all, and both labels.
+    """
+    part = {name: value.detach() for name, value in network.layout.views(phi).items()}
+    weight = part[f"{network.first}.weight"]
+    directions = torch.linalg.svd((weight - weight.mean(0)).double(), full_matrices=False).Vh[:3]
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    part[f"{network.first}.weight"] = weight @ (directions * largest.sign()).T.to(weight)
+    points = torch.linspace(-reach, reach, side, device=phi.device, dtype=phi.dtype)
+    logits = torch.cartesian_prod(points, points).flip(1).repeat(2, 1)
+    labels = torch.arange(2, device=phi.device).repeat_interleave(side * side)
+    gold = F.cross_entropy(logits, labels, reduction="none")[:, None]
+    return network.each(part, logits, labels, gold).view(2, side, side)

@@ -27,14 +27,17 @@ from engine.learning.learned_loss import (
     descent_tangent,
     initial,
     inner_product_proxy,
+    loss_surface,
     mse_proxy,
 )
 from engine.learning.task_networks import ReferenceNetwork
 from engine.learning.unrolled import meta_gradient
 from engine.methods.lamanas_options import LamanasOptions
-from engine.methods.metanas import MetaTraining, outcome, plan, run_training
-from engine.methods.metanas_tasks import load_data, rules
+from engine.methods.metanas import MetaTraining, plan, run_variants
+from engine.methods.metanas_tasks import rules
+from engine.runs.parts import Saved
 from engine.runs.streams import stream
+from engine.runs.surfaces import to_levels
 
 if TYPE_CHECKING:
     from engine.data import ImageSet
@@ -45,18 +48,7 @@ __all__ = ["plan", "search"]
 
 def search(options: LamanasOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Meta-train, then learn the test tasks; see :func:`engine.methods.metanas.search`."""
-    training = LossTraining(options, load_data(options))
-    run_training(training, run, stop, progress)
-    result = outcome(options, training)
-    if training.network is None:
-        return result
-    cosines = training.cosines
-    epochs = list(range(1, len(cosines) + 1))
-    series = [{"name": "cosine", "x": epochs, "y": cosines}]
-    title = "Learned loss against cross-entropy: cosine of their gradients"
-    plot = {"title": title, "x_label": "meta-updates", "y_label": "cosine", "series": series, "kind": "line"}
-    sizes = {"loss_parameters": len(training.phi), "cosine_first": cosines[0], "cosine_last": cosines[-1]}
-    return {**result, **sizes, "plots": [*result["plots"], plot]}
+    return run_variants(options, LossTraining, run, stop, progress)
 
 
 class LossTraining(MetaTraining):
@@ -69,6 +61,7 @@ class LossTraining(MetaTraining):
         self.network: LossNetwork | None = None
         self.phi = torch.zeros(0)
         self.cosines: list[float] = []
+        self.surfaces: list[dict[str, Any]] = []
         if options.loss == "cross-entropy":
             return
         kind = FeedForwardLoss if options.loss == "fnn" else RecurrentLoss
@@ -80,11 +73,13 @@ class LossTraining(MetaTraining):
         assert self.network is not None
         return self.network(self.phi, logits, labels)
 
-    def update(self, epoch: int) -> list[dict[str, Any]]:
-        lines = super().update(epoch)
-        if self.network is not None:
-            lines[0]["cosine"] = self.cosines[-1]
-        return lines
+    def update(self, epoch: int) -> dict[str, Any]:
+        line, often = super().update(epoch), self.options.surface_every
+        if self.network is None:
+            return line
+        if often and (epoch + 1) % often == 0:
+            self.surfaces.append(_surface(self.network, self.phi, epoch + 1))
+        return {**line, "cosine": self.cosines[-1]}
 
     def _adopt(self, found: Learned, given: Supports, rule: TaskRule, share: float) -> None:
         """The Reptile updates of theta and alpha, and of phi after its step on the proxy (Algorithm 2)."""
@@ -158,12 +153,45 @@ class LossTraining(MetaTraining):
             phi, _ = self._stepped(self.network, found.weights[0], found.alphas[0], x, y, rule)
         return {**losses, "learned_loss": float(self.network(phi, logits, labels))}
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def snapshot(self) -> Saved:
         state, tensors = super().snapshot()
-        return {**state, "cosines": self.cosines}, tensors | ({"loss": self.phi} if len(self.phi) else {})
+        return {**state, "cosines": self.cosines, "surfaces": self.surfaces}, tensors | (
+            {"loss": self.phi} if len(self.phi) else {}
+        )
 
-    def restore(self, loaded: tuple[dict[str, Any], dict[str, Tensor]] | None) -> None:
-        super().restore(loaded)
-        if loaded is not None:
-            self.cosines = loaded[0]["cosines"]
-            self.phi = loaded[1].get("loss", self.phi).to(self.options.device)
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        state, tensors = saved
+        self.cosines, self.surfaces = state["cosines"], state["surfaces"]
+        self.phi = tensors.get("loss", self.phi).to(self.options.device)
+
+    def result(self) -> dict[str, Any]:
+        """The outcome of :class:`~engine.methods.metanas.MetaTraining` with the course of the cosine."""
+        result, cosines = super().result(), self.cosines
+        if self.network is None:
+            return result
+        series = [{"name": "cosine", "x": list(range(1, len(cosines) + 1)), "y": cosines}]
+        title = "Learned loss against cross-entropy: cosine of their gradients"
+        plot = {"title": title, "x_label": "meta-updates", "y_label": "cosine", "series": series, "kind": "line"}
+        sizes = {"loss_parameters": len(self.phi), "cosine_first": cosines[0], "cosine_last": cosines[-1]}
+        return {**result, **sizes, "plots": [*result["plots"], plot], "surfaces": self.surfaces}
+
+
+def _surface(network: LossNetwork, phi: Tensor, updates: int) -> dict[str, Any]:
+    """Figure 3 after so many meta-updates, for the report."""
+    found = loss_surface(network, phi)
+    least, greatest = float(found.min()), float(found.max())
+    note = f"Label 0 and label 1, from {least:.3g} (dark) to {greatest:.3g}; both logits from -10,000 to 10,000, z2 upwards."
+    return {
+        "title": f"Learned loss over two logits after {updates} meta-updates",
+        "width": found.shape[2],
+        "height": found.shape[1],
+        "levels": _shades(found.flip(1)),
+        "note": note,
+    }
+
+
+def _shades(surfaces: Tensor) -> list[str]:
+    """Both surfaces (2, H, W) on one scale of shades."""
+    text = to_levels(surfaces.flatten().tolist())
+    return [text[: len(text) // 2], text[len(text) // 2 :]]

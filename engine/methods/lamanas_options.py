@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, Literal, Self
 
 from engine.errors import ConfigurationError
 from engine.methods.metanas_options import MetaNASOptions
 
+PROXIES = ("mse", "inner-product")
+
+# Reference note, section 5.
+_PUBLISHED = {
+    "data": "omniglot",
+    "ways": 20,
+    "shots": 5,
+    "train_shots": 15,
+    "meta_epochs": 200,
+    "meta_schedule": "constant",
+    "meta_batch": 10,
+    "batch": 20,
+    "channels": 28,
+    "rate": 5e-3,
+    "architecture_rate": 5e-3,
+    "t_min": 0.05,
+    "drop_path": 0.2,
+    "test_steps": 50,
+    "test_architecture_steps": 50,
+    "eval_tasks": 125,
+    "loss_meta_rate": 0.001,
+}
+
 LAMANAS_PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "small": {"meta_epochs": 40, "meta_batch": 4, "channels": 8, "eval_tasks": 20, "test_steps": 20, "eval_every": 20},
-    # Reference note, section 5.
-    "published": {
+    "small": {"meta_epochs": 40, "meta_batch": 4, "channels": 8, "eval_tasks": 20},
+    "published": _PUBLISHED,
+    "table1": {**_PUBLISHED, "loss": "every"},
+    "table1-small": {
+        "loss": "every",
         "data": "omniglot",
-        "ways": 20,
-        "shots": 5,
-        "train_shots": 15,
-        "meta_epochs": 200,
-        "meta_batch": 10,
-        "channels": 28,
-        "rate": 5e-3,
-        "architecture_rate": 5e-3,
-        "t_min": 0.05,
-        "drop_path": 0.2,
-        "test_steps": 50,
-        "test_architecture_steps": 50,
-        "eval_tasks": 125,
-        "loss_meta_rate": 0.001,
+        "channels": 8,
+        "size": 14,
+        "meta_epochs": 20,
+        "meta_batch": 3,
+        "train_shots": 5,
+        "queries": 15,
+        "eval_tasks": 10,
+        "validation_tasks": 0,
     },
 }
 
@@ -45,8 +65,9 @@ class LamanasOptions(MetaNASOptions):
 
     warm_up: int = 0
     """Meta-updates at the start that leave the architecture alone."""
-    loss: Literal["fnn", "lstm", "cross-entropy"] = "fnn"
-    """What tasks are learned with: a feed-forward or a recurrent loss network, or plain cross-entropy (Table 1's baseline)."""
+    loss: Literal["fnn", "lstm", "cross-entropy", "every"] = "fnn"
+    """What tasks are learned with: a feed-forward or a recurrent loss network, or plain cross-entropy (Table 1's baseline); every
+    is the nine variants of Table 1 one after the other, with and without --residual, by either --proxy."""
     residual: bool = True
     """Add the batch's cross-entropy to a hidden layer of the loss network."""
     proxy: Literal["mse", "inner-product"] = "inner-product"
@@ -59,9 +80,32 @@ class LamanasOptions(MetaNASOptions):
     """In a test task the loss network stays (paper), or takes its step after the last inner step (code), which only the reported
     loss of the queries can show."""
 
+    surface_every: int = 20
+    """Meta-updates between two drawings of the learned loss over two logits (Figure 3) in the report; 0 is never."""
+
+    @property
+    def label(self) -> str:
+        """What tells a single run from the other variants, its seed aside: named as in Table 1."""
+        if self.loss == "cross-entropy":
+            return super().label if self.network != "search" else "MetaNAS"
+        proxy = {"mse": "MSE", "inner-product": "IP"}[self.proxy]
+        return f"{self.loss.upper()}{' + residual' if self.residual else ''}, {proxy}"
+
+    def variants(self) -> list[Self]:
+        """With --loss every those of Table 1, the baseline first, a seed after the other."""
+        if self.loss != "every":
+            return super().variants()
+        networks = product(("fnn", "lstm"), (True, False), PROXIES)
+        rows: list[dict[str, Any]] = [
+            {"loss": "cross-entropy"},
+            *({"loss": n, "residual": r, "proxy": p} for n, r, p in networks),
+        ]
+        seeds = [replace(self, repeats=1, seed=self.seed + k) for k in range(self.repeats)]
+        return [variant for single in seeds for row in rows for variant in replace(single, **row).variants()]
+
     def validate(self) -> None:
         super().validate()
-        self._at_least(0, "loss_rate", "loss_meta_rate")
+        self._at_least(0, "loss_rate", "loss_meta_rate", "surface_every")
         if self.meta_learner == "fomaml":
             raise ConfigurationError("--meta-learner: fomaml gives the loss network no gradient; use reptile or maml")
         if not self.searches and self.proxy == "inner-product" and self.loss != "cross-entropy":

@@ -8,7 +8,10 @@ one-hot, so that it can be pruned after adaptation without retraining.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,57 +21,79 @@ from engine.learning.architecture_task import Learned, Moments, Supports, TaskLe
 from engine.learning.unrolled import meta_gradient
 from engine.methods.metanas_networks import Learner, build
 from engine.methods.metanas_options import MetaNASOptions
-from engine.methods.metanas_tasks import drawn, interval, load_data, rules, supports, tested
-from engine.runs.loop import steps
+from engine.methods.metanas_result import ACCURACIES, alone, outcome, together
+from engine.methods.metanas_single import SingleTask, halves, summary
+from engine.methods.metanas_tasks import drawn, load_data, rules, supports, tested
+from engine.runs.parts import Part, Saved, Training, run_parts
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from engine.data import ImageSet
     from engine.runs.run import Run
 
+Options = TypeVar("Options", bound=MetaNASOptions)
 NEVER = -1e9  # an operation that meta-level pruning switched off
 
 
 def search(options: MetaNASOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
-    """Meta-train, then learn the test tasks, and return what goes into result.json.
+    """Meta-train, then learn the test tasks, and return what goes into result.json; with several variants, one after the other.
 
-    Steps 0 to meta_epochs - 1 of the run are meta-updates, the others test tasks; checkpoints in between hold everything.
+    Steps 0 to meta_epochs - 1 of a variant are meta-updates, the others test tasks; checkpoints in between hold everything.
+
+    With --single-task see :mod:`engine.methods.metanas_single` instead.
     """
-    training = MetaTraining(options, load_data(options))
-    run_training(training, run, stop, progress)
-    return outcome(options, training)
+    if options.single_task:
+        return _search_single(options, run, stop, progress)
+    return run_variants(options, MetaTraining, run, stop, progress)
 
 
-def run_training(training: MetaTraining, run: Run, stop: Any, progress: Any) -> None:
-    """Every step that is left of a run."""
-    options = training.options
-    training.check()
-    training.restore(run.load())
-    total = options.meta_epochs + options.eval_tasks
-    with progress(total, "meta-updates and test tasks", done=training.step) as bar:
-        for step in steps(run, stop, training.snapshot, start=training.step, total=total):
-            if step < options.meta_epochs:
-                lines = training.update(step)
-            else:
-                lines = [{"event": "test", **training.test(options.eval_split, ("test", step - options.meta_epochs))}]
-                training.tests.append(lines[0])
-            for line in lines:
-                run.append("metrics.jsonl", line)
-            bar.advance(1, **{name: lines[-1][name] for name in ("loss", "accuracy") if name in lines[-1]})
+def _search_single(options: MetaNASOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
+    variants = options.variants()
+    halves(variants[0])  # data that cannot be searched on is refused before the work begins
+    parts = [Part({"variant": v.label, "seed": v.seed}, v.length, partial(_single, v)) for v in variants]
+    return summary(variants, run_parts(parts, run, stop, progress, title="search steps"))
+
+
+def _single(options: MetaNASOptions) -> SingleTask:
+    return SingleTask(options, halves(options))
+
+
+def run_variants(
+    options: Options,
+    training: Callable[[Options, ImageSet], MetaTraining],
+    run: Run,
+    stop: Any,
+    progress: Any,
+) -> dict[str, Any]:
+    """Every variant of the options, or what a resumed run has left of them."""
+    data = load_data(options)
+    variants = options.variants()
+    training(variants[0], data).check()
+    several = len(variants) > 1
+    names = [{"variant": v.label, "seed": v.seed} if several else {} for v in variants]
+    parts = [Part(name, v.length, partial(training, v, data)) for name, v in zip(names, variants, strict=True)]
+    results = run_parts(parts, run, stop, progress, title="meta-updates and test tasks")
+    return together(options, variants, results) if several else alone(results[0])
 
 
 def plan(options: MetaNASOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``."""
-    inner = options.meta_epochs * options.meta_batch * options.steps
+    variants = options.variants()
+    names = ("variants", ", ".join(dict.fromkeys(v.label for v in variants)) + f", {options.repeats} seed(s) each")
+    if options.single_task:
+        return [names, ("steps", f"{options.steps} of each, two forward and backward passes of {options.batch} images")]
+    inner = sum(v.meta_epochs for v in variants) * options.meta_batch * options.steps
+    tasks = len(variants) * options.eval_tasks
+    updates = ", ".join(str(n) for n in sorted({v.meta_epochs for v in variants}))
     return [
-        ("network", options.network),
-        ("meta-updates", f"{options.meta_epochs} of {options.meta_batch} tasks, {options.warm_up} of them warm-up"),
-        ("inner steps", f"{inner} in meta-training, {options.eval_tasks * options.test_steps} in test tasks"),
-        ("test tasks", f"{options.eval_tasks} of {options.ways} ways and {options.shots} shots from split {options.eval_split}"),
+        names,
+        ("meta-updates", f"{updates} of {options.meta_batch} tasks, {options.warm_up} of them warm-up"),
+        ("inner steps", f"{inner} in meta-training, {tasks * options.test_steps} in test tasks"),
+        ("test tasks", f"{tasks} of {options.ways} ways and {options.shots} shots from split {options.eval_split}"),
     ]
 
 
-class MetaTraining:
+class MetaTraining(Training):
     """The meta-parameters, and one meta-update or one test task at a time."""
 
     def __init__(self, options: MetaNASOptions, data: ImageSet) -> None:
@@ -80,10 +105,9 @@ class MetaTraining:
         self.adapting = TaskLearner(self.learner.train, stale=stale)
         self.testing = TaskLearner(self.learner.test, stale=stale)
         self.moments = Moments.zeros(self.weights, self.alphas)
-        self.step = 0
         self.tests: list[dict[str, Any]] = []
         self.validations: list[dict[str, float]] = []
-        self.seconds = self.cpu_seconds = 0.0
+        self.seconds = self.cpu_seconds = self.learning_seconds = 0.0
         self._watch = Stopwatch()
 
     def check(self) -> None:
@@ -93,8 +117,22 @@ class MetaTraining:
         for split in (options.eval_split, *(["val"] if options.validation_tasks else [])):
             drawn(options, self.data, split, shots=options.shots, tasks=1, address=("test", 0))
 
-    def update(self, epoch: int) -> list[dict[str, Any]]:
-        """One meta-update; returns its line for metrics.jsonl, and one of the validation tasks when they are due."""
+    def advance(self, step: int) -> list[dict[str, Any]]:
+        """A meta-update, with the validation tasks where they are due, or a test task."""
+        options = self.options
+        if step >= options.meta_epochs:
+            number = step - options.meta_epochs
+            self.tests.append({"event": "test", **self.test(options.eval_split, ("test", number))})
+            return self.tests[-1:]
+        started = time.process_time()
+        lines = [self.update(step)]
+        self.learning_seconds += time.process_time() - started
+        if (step + 1) % options.eval_every == 0 and options.validation_tasks:
+            lines.append(self._validate(step))
+        return lines
+
+    def update(self, epoch: int) -> dict[str, Any]:
+        """One meta-update; returns its line for metrics.jsonl."""
         options = self.options
         task = drawn(
             options, self.data, "train", shots=options.train_shots, tasks=options.meta_batch, address=("meta-train", epoch)
@@ -111,12 +149,9 @@ class MetaTraining:
             loss = float(found.losses[-1, 1].mean())
         else:
             loss = self._descend(start, given, (task.query_x, task.query_y), rule, share)
-        lines: list[dict[str, Any]] = [{"event": "meta-update", "epoch": epoch, "loss": loss}]
         if (epoch + 1) % options.eval_every == 0:
             self._switch_off(rule)
-            if options.validation_tasks:
-                lines.append(self._validate(epoch))
-        return lines
+        return {"event": "meta-update", "epoch": epoch, "loss": loss}
 
     def _adopt(self, found: Learned, given: Supports, rule: TaskRule, share: float) -> None:
         """Eq. 9, with the mean over tasks that the published code takes for the sum."""
@@ -153,9 +188,8 @@ class MetaTraining:
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         found = [self.test("val", ("validation", t)) for t in range(self.options.validation_tasks)]
-        names: list[str] = [name for name in ("accuracy", "pruned_accuracy") if name in found[0]]
-        means = {name: interval([record[name] for record in found])["mean"] for name in names}
-        self.validations.append({"epoch": epoch + 1, **means})
+        means = {name: sum(record[name] for record in found) / len(found) for name in ACCURACIES if name in found[0]}
+        self.validations.append({"epoch": epoch + 1, "cpu_seconds": self.learning_seconds, **means})
         return {"event": "validation", "epoch": epoch, **means}
 
     def test(self, split: str, address: tuple[int | str, ...]) -> dict[str, Any]:
@@ -167,78 +201,35 @@ class MetaTraining:
         """What a test task's record holds besides accuracies: nothing here."""
         return {}
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def snapshot(self) -> Saved:
         """Everything that a checkpoint holds."""
         seconds, cpu_seconds, _ = self._watch.read()
         state = {
             "tests": self.tests,
             "validations": self.validations,
             "counts": [self.moments.weight_steps, self.moments.alpha_steps],
-            "seconds": self.seconds + seconds,
-            "cpu_seconds": self.cpu_seconds + cpu_seconds,
+            "seconds": [self.seconds + seconds, self.cpu_seconds + cpu_seconds, self.learning_seconds],
         }
         tensors = {"weights": self.weights, "weight_moments": self.moments.weights}
         if len(self.alphas):
             tensors |= {"alphas": self.alphas, "alpha_moments": self.moments.alphas}
         return state, tensors
 
-    def restore(self, loaded: tuple[dict[str, Any], dict[str, Tensor]] | None) -> None:
-        """Go on from a checkpoint, if there is one."""
-        if loaded is None:
-            return
-        state, tensors = loaded
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint."""
+        state, tensors = saved
         device = self.options.device
-        self.step, self.tests, self.validations = state["step"], state["tests"], state["validations"]
-        self.seconds, self.cpu_seconds = state["seconds"], state["cpu_seconds"]
+        self.tests, self.validations = state["tests"], state["validations"]
+        self.seconds, self.cpu_seconds, self.learning_seconds = state["seconds"]
         self.weights = tensors["weights"].to(device)
-        alphas = tensors.get("alphas", self.alphas).to(device)
+        self.alphas = tensors.get("alphas", self.alphas).to(device)
         alpha_moments = tensors.get("alpha_moments", self.moments.alphas).to(device)
-        self.alphas, counts = alphas, state["counts"]
-        self.moments = Moments(tensors["weight_moments"].to(device), alpha_moments, *counts)
+        self.moments = Moments(tensors["weight_moments"].to(device), alpha_moments, *state["counts"])
 
-
-def outcome(options: MetaNASOptions, training: MetaTraining) -> dict[str, Any]:
-    """The result of a finished run."""
-    tests, state = training.tests, training.snapshot()[0]
-    names: list[str] = [name for name in ("accuracy", "pruned_accuracy") if name in tests[0]]
-    columns = {name: interval([t[name] for t in tests]) for name in names}
-    counted: list[str] = [name for name in ("parameters", "pruned_parameters") if name in tests[0]]
-    sizes = {name: interval([float(t[name]) for t in tests])["mean"] for name in counted}
-    result: dict[str, Any] = {
-        "network": options.network,
-        "accuracy": columns["accuracy"]["mean"],
-        "interval": columns["accuracy"]["interval"],
-        "test_tasks": len(tests),
-        **{f"test_{name}": value for name, value in columns.items()},
-        **{f"mean_{name}": value for name, value in sizes.items()},
-        "meta_parameters": len(training.weights) + len(training.alphas),
-        "seconds": round(state["seconds"], 3),
-        "cpu_seconds": round(state["cpu_seconds"], 3),
-        "tables": [_table(options, columns, sizes, len(training.weights))],
-        "plots": _plots(training.validations),
-    }
-    architecture = training.learner.architecture
-    genotype = architecture.genotype(training.alphas) if architecture is not None else training.learner.genotype
-    return {**result, "genotype": genotype} if genotype is not None else result
-
-
-def _table(options: MetaNASOptions, columns: dict[str, dict[str, float]], sizes: dict[str, float], fixed: int) -> dict[str, Any]:
-    rows = []
-    for name, label in (("accuracy", "as it was learned"), ("pruned_accuracy", "one-hot, not retrained")):
-        if name in columns:
-            found = columns[name]
-            count = sizes.get({"accuracy": "parameters", "pruned_accuracy": "pruned_parameters"}[name], fixed)
-            rows.append([label, f"{100 * found['mean']:.1f} ± {100 * found['interval']:.1f}", f"{count:,.0f}"])
-    title = f"{options.ways}-way {options.shots}-shot accuracy of {options.eval_tasks} test tasks (%, 95 % interval over tasks)"
-    return {"title": title, "columns": ["network", "accuracy", "parameters"], "rows": rows}
-
-
-def _plots(validations: list[dict[str, float]]) -> list[dict[str, Any]]:
-    if not validations:
-        return []
-    labels = {"accuracy": "as it was learned", "pruned_accuracy": "one-hot, not retrained"}
-    epochs = [v["epoch"] for v in validations]
-    series = [
-        {"name": label, "x": epochs, "y": [v[key] for v in validations]} for key, label in labels.items() if key in validations[0]
-    ]
-    return [{"title": "Validation tasks", "x_label": "meta-updates", "y_label": "accuracy", "series": series, "kind": "line"}]
+    def result(self) -> dict[str, Any]:
+        """The outcome, see :func:`~engine.methods.metanas_result.outcome`."""
+        seconds = self.snapshot()[0]["seconds"]
+        architecture = self.learner.architecture
+        genotype = architecture.genotype(self.alphas) if architecture is not None else self.learner.genotype
+        sizes = len(self.weights), len(self.alphas)
+        return outcome(self.options, self.tests, self.validations, seconds=seconds, sizes=sizes, genotype=genotype)

@@ -7,17 +7,38 @@ Presets: ``table4-*`` are Table 4 of the MetaNAS appendix, ``scripts-*`` what it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, ClassVar, Literal, Self
 
 from engine.errors import ConfigurationError
 from engine.methods.options import SearchOptions
 
-_LONG = {"meta_epochs": 30_000, "warm_up": 15_000, "meta_batch": 10, "batch": 20, "steps": 5, "eval_tasks": 5_000}
+_PUBLISHED = {
+    "meta_schedule": "constant",
+    "meta_batch": 10,
+    "batch": 20,
+    "rate": 1e-3,
+    "test_steps": 100,
+    "eval_every": 500,
+    "eval_tasks": 5_000,
+}
+_LONG = {**_PUBLISHED, "meta_epochs": 30_000, "warm_up": 15_000, "steps": 5}
 _MINI = {**_LONG, "data": "miniimagenet", "train_shots": 15, "architecture_rate": 1e-3, "t_min": 0.1, "channels": 14}
 _OMNIGLOT = {**_LONG, "data": "omniglot", "ways": 20, "train_shots": 10, "architecture_rate": 5e-4, "t_min": 0.05, "channels": 14}
 _SCRIPTS = {"train_shots": 15, "drop_path": 0.2, "channels": 28}
+# DARTS's search (50 epochs of 25,000 images), whose defaults the appendix names.
+_TABLE_3 = {
+    "single_task": True,
+    "sparse": "every",
+    "data": "cifar10",
+    "batch": 64,
+    "rate": 0.025,
+    "architecture_rate": 3e-4,
+    "decay": 3e-4,
+}
 _LARGE = {
+    **_PUBLISHED,
     "meta_epochs": 100_000,
     "meta_batch": 5,
     "meta_schedule": "cosine",
@@ -25,19 +46,36 @@ _LARGE = {
     "channels": 96,
     "cells": 5,
     "test_steps": 50,
-    "eval_tasks": 5_000,
 }
+# A few CPU minutes of Omniglot; rates were chosen on validation classes.
+_SMALL = {
+    "meta_epochs": 70,
+    "warm_up": 6,
+    "meta_batch": 3,
+    "batch": 10,
+    "train_shots": 5,
+    "queries": 15,
+    "eval_every": 10,
+    "eval_tasks": 40,
+    "validation_tasks": 3,
+}
+# Baselines whose steps are cheaper take more of them in the same CPU seconds.
+_COMPARE = {**_SMALL, "data": "omniglot", "network": "compare", "repeats": 3, "random_epochs": 130, "conv4_epochs": 480}
 
 METANAS_PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "small": {
-        "meta_epochs": 60,
-        "warm_up": 20,
-        "meta_batch": 4,
+    "small": _SMALL,
+    "compare": _COMPARE,
+    "compare-20-way": {**_COMPARE, "ways": 20, "shots": 5, "repeats": 1},
+    "table3": {**_TABLE_3, "cells": 8, "channels": 16, "size": 32, "steps": 19_500, "eval_every": 1_950, "repeats": 3},
+    "table3-small": {
+        **_TABLE_3,
         "channels": 8,
-        "eval_tasks": 20,
-        "test_steps": 20,
-        "eval_every": 20,
+        "size": 16,
+        "steps": 600,
+        "rate": 0.05,
+        "architecture_rate": 5e-3,
+        "eval_every": 200,
     },
     "table4-mini": _MINI,
     "table4-omniglot": _OMNIGLOT,
@@ -68,8 +106,14 @@ class MetaNASOptions(SearchOptions):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = METANAS_PRESETS
 
     network: str = "search"
-    """What is meta-learned: search (the supernet), random (a random genotype), conv4, a published genotype (in-v2, og-v2, v1), or
-    the path of a genotype.json."""
+    """What is meta-learned: search (the supernet), random (a random genotype), conv4, a published genotype (in-v2, og-v2, v1),
+    the path of a genotype.json, or compare: search, random and conv4 one after the other."""
+    repeats: int = 1
+    """Runs of everything, with the seeds SEED, SEED + 1 and so on."""
+    random_epochs: int | None = None
+    """Meta-updates of the random genotypes in a comparison, whose steps are cheaper; none means --meta-epochs."""
+    conv4_epochs: int | None = None
+    """The same for conv4."""
     cells: int = 4
     """Cells of the network; 4 in the search and 5 with a fixed genotype are published, the second and fourth reduce."""
     channels: int = 14
@@ -84,25 +128,25 @@ class MetaNASOptions(SearchOptions):
     """Support images of a class in meta-training."""
     queries: int = 1
     """Query images of a class in a test task."""
-    meta_epochs: int = 200
+    meta_epochs: int = 100
     """Meta-updates."""
-    warm_up: int = 100
+    warm_up: int = 10
     """Meta-updates at the start that leave the architecture alone."""
-    meta_batch: int = 10
+    meta_batch: int = 5
     """Tasks of a meta-update."""
-    batch: int = 20
+    batch: int = 10
     """Support images of a step, drawn with replacement; a support set that is no larger is taken whole."""
     test_batch: int = 10
     """The same in a test task."""
     steps: int = 5
     """Steps of a task in meta-training."""
-    test_steps: int = 100
+    test_steps: int = 20
     """Steps of a test task."""
     test_architecture_steps: int | None = None
     """Of these the first that move the architecture too; none means half of them."""
-    rate: float = 1e-3
-    """Adam's learning rate of the weights in a task."""
-    architecture_rate: float = 5e-2
+    rate: float = 1e-2
+    """Adam's learning rate of the weights in a task. Few meta-updates need a high one; the published 30,000 get by with 1e-3."""
+    architecture_rate: float = 0.2
     """Adam's learning rate of the architecture in a task. After few meta-updates only a high one lets a task settle on its
     operations, so that pruning costs little; the published 30,000 get by with 1e-3."""
     decay: float = 0.0
@@ -113,12 +157,12 @@ class MetaNASOptions(SearchOptions):
     """Meta learning rate of the weights."""
     meta_architecture_rate: float = 0.6
     """Meta learning rate of the architecture."""
-    meta_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    meta_schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the meta learning rates fall to zero."""
     meta_learner: Literal["reptile", "maml", "fomaml"] = "reptile"
     """Reptile (Eq. 9), or gradients of the query loss through (maml, Eq. 8) or past (fomaml) SGD steps of the task learner."""
-    sparse: Literal["none", "operations", "inputs"] = "inputs"
-    """What annealing makes sparse (Table 3): nothing, operations, or operations and inputs."""
+    sparse: Literal["none", "operations", "inputs", "every"] = "inputs"
+    """What annealing makes sparse (Table 3): nothing, operations, or operations and inputs; every is one after the other."""
     t_max: float = 1.0
     """Temperature at the first architecture step of a task."""
     t_min: float = 0.05
@@ -127,13 +171,17 @@ class MetaNASOptions(SearchOptions):
     """Operations and pairs of inputs that weigh no more are left out, in meta-training."""
     test_threshold: float = 0.05
     """The same in test tasks."""
-    meta_threshold: float = 0.0
-    """Operations whose meta-learned probability falls below are switched off for good; 0.01 is published, 0 is never."""
+    meta_threshold: float = 0.01
+    """Operations whose meta-learned probability at t_min is below are switched off for good, every --eval-every meta-updates
+    after the warm-up; 0 is never."""
     drop_path: float = 0.0
     """Probability that an operation is dropped for an image in meta-training; 0.2 in the published scripts."""
+    single_task: bool = False
+    """Search on one classification task as DARTS does, then prune (Table 3). --steps, --batch, the rates, decays and temperatures
+    are those of this search, and --eval-every counts its steps; what is said of tasks and meta-learning does not apply."""
     update: Literal["simultaneous", "alternating"] = "simultaneous"
     """Weights and architecture from one gradient, or in turn on draws of their own."""
-    eval_every: int = 50
+    eval_every: int = 20
     """Meta-updates between two looks at validation tasks."""
     eval_split: Literal["test", "val"] = "test"
     """Classes of the test tasks."""
@@ -147,7 +195,39 @@ class MetaNASOptions(SearchOptions):
     @property
     def searches(self) -> bool:
         """Whether there is an architecture to learn."""
-        return self.network == "search"
+        return self.network in ("search", "compare")
+
+    @property
+    def length(self) -> int:
+        """Steps of a single run: meta-updates and test tasks, or those of a search on one task."""
+        return self.steps if self.single_task else self.meta_epochs + self.eval_tasks
+
+    @property
+    def label(self) -> str:
+        """What tells a single run from the other variants, its seed aside."""
+        strategy = {"none": ", nothing sparse", "operations": ", operations sparse", "inputs": ""}
+        return self.network + (strategy.get(self.sparse, "") if self.searches else "")
+
+    def variants(self) -> list[Self]:
+        """The single runs that this one consists of: a seed after the other, of each network and each strategy.
+
+        Networks that take more meta-updates look at validation tasks as many times as the search.
+        """
+        networks: dict[str, int | None] = {self.network: None}
+        if self.network == "compare":
+            networks = {"search": None, "random": self.random_epochs, "conv4": self.conv4_epochs}
+        single = replace(self, repeats=1, random_epochs=None, conv4_epochs=None)
+        found = []
+        for k, (network, epochs), sparse in product(range(self.repeats), networks.items(), self._strategies):
+            total = epochs or self.meta_epochs
+            often = max(1, self.eval_every * total // self.meta_epochs)
+            chosen: dict[str, Any] = {"network": network, "sparse": sparse, "meta_epochs": total, "eval_every": often}
+            found.append(replace(single, seed=self.seed + k, **chosen))
+        return found
+
+    @property
+    def _strategies(self) -> tuple[Literal["none", "operations", "inputs", "every"], ...]:
+        return ("none", "operations", "inputs") if self.sparse == "every" else (self.sparse,)
 
     @property
     def test_architecture(self) -> int:
@@ -164,7 +244,8 @@ class MetaNASOptions(SearchOptions):
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "cells", "channels", "size", "shots", "train_shots", "queries", "meta_batch", "steps", "test_steps")
-        self._at_least(1, "meta_epochs", "batch", "test_batch", "eval_every", "eval_tasks")
+        self._at_least(1, "meta_epochs", "random_epochs", "conv4_epochs", "batch", "test_batch", "eval_every", "eval_tasks")
+        self._at_least(1, "repeats")
         self._at_least(2, "ways")
         self._at_least(0, "warm_up", "decay", "architecture_decay", "rate", "architecture_rate", "meta_rate", "validation_tasks")
         self._at_least(0, "meta_architecture_rate", "threshold", "test_threshold", "meta_threshold", "test_architecture_steps")
@@ -184,6 +265,8 @@ class MetaNASOptions(SearchOptions):
                 f"--test-architecture-steps: {self.test_architecture} are more than the {self.test_steps} of --test-steps"
             )
         self._check_temperatures()
+        if self.single_task and (self.network != "search" or self.faithful):
+            raise ConfigurationError("--single-task is a search: it has neither --network nor --faithful")
         if self.meta_learner != "reptile" and (self.faithful or self.drop_path):
             raise ConfigurationError(f"--meta-learner {self.meta_learner} has neither --faithful nor --drop-path; use reptile")
 
@@ -192,5 +275,5 @@ class MetaNASOptions(SearchOptions):
             raise ConfigurationError(f"--t-min and --t-max: 0 < t_min <= t_max is needed, got {self.t_min} and {self.t_max}")
         t_max, t_min = self.temperatures
         for name, steps in (("--steps", self.steps), ("--test-architecture-steps", self.test_architecture)):
-            if self.searches and t_min != t_max and steps == 1:
+            if self.searches and t_min != t_max and steps == 1 and not (self.single_task and name != "--steps"):
                 raise ConfigurationError(f"{name}: annealing from {t_max} to {t_min} takes at least 2 architecture steps, got 1")

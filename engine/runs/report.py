@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigurationError
-from engine.runs import bitmaps
+from engine.runs import bitmaps, surfaces
 from engine.runs.drawing import draw_cell
 from engine.runs.files import replace_file
 from engine.runs.markup import escape
 from engine.runs.progress import duration
 from engine.runs.records import RunFiles, number, read_run
-from engine.runs.report_content import plots, tables
+from engine.runs.report_content import command, plots, tables
 from engine.runs.report_rounds import agreement, phases, pruning, scores_by_round
 from engine.runs.report_style import STYLE
 
@@ -26,10 +26,12 @@ ELSEWHERE = (
     "schema",
     "plots",
     "pictures",
+    "surfaces",
     "tables",
     "tests",
     "scores",
     "published",
+    "command",
 )  # parts of the result that a section or a table of its own shows
 LONG = 60  # characters of a value that is no headline
 LABELS = {"cpu_seconds": "CPU time", "seconds": "Time", "flops": "FLOPs", "data": "Data set"}
@@ -50,9 +52,11 @@ def render(run: RunFiles) -> str:
     """Return the report's HTML."""
     sections = [
         ("Result", _result(run)),
+        ("Command", command(run)),
         ("Tables", tables(run)),
         ("Plots", plots(run)),
         ("Pictures", bitmaps.section(run)),
+        ("Surfaces", surfaces.section(run)),
         ("Cells", _cells(run)),
         ("How often choices would have changed", agreement(run)),
         ("What was pruned when", pruning(run)),

@@ -18,6 +18,7 @@ from engine.learning.learned_loss import (
     descent_tangent,
     initial,
     inner_product_proxy,
+    loss_surface,
     mse_proxy,
 )
 from engine.learning.task_networks import ReferenceNetwork
@@ -161,3 +162,26 @@ def test_inner_product_turns_a_loss_that_ascends_cross_entropy() -> None:
         inner_product_proxy(network, phi, z, y, tangent).backward()
         optimiser.step()
     assert float(cosine_to_cross_entropy(network, phi.detach(), z, y)) > 0.5
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_surface_is_the_loss_of_every_point(kind: str, residual: bool) -> None:
+    """One call at a time of a network of two classes whose first layer is the projected one."""
+    network = NETWORKS[kind](6, residual=residual)
+    phi = 0.3 * torch.randn(network.layout.size, generator=stream(0, "loss"))
+    found = loss_surface(network, phi, side=4, reach=3.0)
+    assert found.shape == (2, 4, 4)
+    small = NETWORKS[kind](2, residual=residual)
+    parts = dict(network.layout.views(phi))
+    weight = parts[f"{network.first}.weight"]
+    directions = torch.linalg.eigh(torch.cov(weight.double().T)).eigenvectors.flip(1)
+    signs = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    parts[f"{network.first}.weight"] = (weight.double() @ (directions * signs)[:, :3]).float()
+    projected = small.layout.pack(parts)
+    points = torch.linspace(-3, 3, 4)
+    for label in range(2):
+        for i in range(4):
+            for j in range(4):
+                z = torch.stack([points[j], points[i]])[None]
+                assert float(small(projected, z, torch.tensor([label]))) == pytest.approx(float(found[label, i, j]), abs=1e-4)

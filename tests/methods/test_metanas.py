@@ -110,6 +110,33 @@ def test_every_form_runs(tmp_path: Path, words: list[str]) -> None:
     assert all(0 < loss < 10 for loss in losses)
 
 
+def test_compares_networks_over_seeds(tmp_path: Path) -> None:
+    words = ["--network", "compare", "--repeats", "2", "--meta-epochs", "2", "--warm-up", "1", "--conv4-epochs", "3"]
+    assert search("--out", str(tmp_path / "a"), "--eval-every", "1", *words) == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert [(v["variant"], v["seed"]) for v in result["variants"]] == [
+        (name, seed) for seed in (0, 1) for name in ("search", "random", "conv4")
+    ]
+    assert [v["meta_updates"] for v in result["variants"]] == [2, 2, 3] * 2
+    assert len(result["findings"]) == 2
+    summary, differences = result["tables"]
+    assert [row[:2] for row in summary["rows"]] == [["search", 2], ["random", 2], ["conv4", 2]]
+    assert summary["rows"][1][3] == "–"  # a fixed network is not pruned
+    assert [row[0] for row in differences["rows"]] == ["random", "conv4"]
+    assert all(len(series["x"]) == len(series["y"]) > 0 for series in result["plots"][0]["series"])
+    alone = tmp_path / "alone"
+    assert search("--out", str(alone), "--network", "random", "--seed", "1", *words[4:8], "--eval-every", "1") == 0
+    accuracy = [v["accuracy"] for v in result["variants"] if (v["variant"], v["seed"]) == ("random", 1)]
+    assert accuracy == [json.loads((alone / "result.json").read_text())["accuracy"]]
+
+
+def test_one_seed_and_every_strategy(tmp_path: Path) -> None:
+    assert search("--out", str(tmp_path / "a"), "--sparse", "every", "--meta-epochs", "1", "--validation-tasks", "0") == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert [v["variant"] for v in result["variants"]] == ["search, nothing sparse", "search, operations sparse", "search"]
+    assert all("one seed does not say" in sentence for sentence in result["findings"])
+
+
 def options(**changes: Any) -> MetaNASOptions:
     words = [word for key, value in changes.items() for word in (f"--{key.replace('_', '-')}", str(value))]
     found = resolve("metanas", [*TINY, "--device", "cpu", *words])
@@ -121,9 +148,9 @@ def test_warm_up_and_meta_level_pruning() -> None:
     chosen = options(meta_threshold=0.1, architecture_rate=1.0, validation_tasks=0, warm_up=1, eval_every=1)
     training = MetaTraining(chosen, load("digits"))
     before = training.alphas.clone()
-    training.update(0)
+    training.advance(0)
     assert torch.equal(training.alphas, before)
-    training.update(1)
+    training.advance(1)
     architecture = training.learner.architecture
     assert architecture is not None
     alphas, pairs = architecture.split(training.alphas)

@@ -46,6 +46,27 @@ def test_every_variant_runs(tmp_path: Path, words: list[str]) -> None:
         assert result["plots"][-1]["series"][0]["x"] == [1, 2]
 
 
+def test_every_row_of_table_1(tmp_path: Path) -> None:
+    assert (
+        search("--out", str(tmp_path / "a"), "--loss", "every", "--meta-epochs", "1", "--eval-tasks", "1", "--surface-every", "1")
+        == 0
+    )
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    labels = [v["variant"] for v in result["variants"]]
+    assert len(set(labels)) == 9
+    assert labels[:3] == ["MetaNAS", "FNN + residual, MSE", "FNN + residual, IP"]
+    assert [len(v.get("plots", [])) for v in result["variants"]] == [0] + [1] * 8
+    assert len(result["tables"][0]["rows"]) == 9
+    assert len(result["surfaces"]) == 8
+
+
+def test_draws_the_loss_every_few_meta_updates(tmp_path: Path) -> None:
+    assert search("--out", str(tmp_path / "a"), "--proxy", "mse", "--surface-every", "1") == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert [s["title"] for s in result["surfaces"]] == [f"Learned loss over two logits after {n} meta-updates" for n in (1, 2)]
+    assert (tmp_path / "a/report.html").read_text().count("Learned loss over two logits") == 4  # heading and title of each
+
+
 def training(*words: str) -> LossTraining:
     options = resolve("lamanas", [*TINY, *words])
     assert isinstance(options, LamanasOptions)
@@ -103,4 +124,8 @@ def test_the_published_setting() -> None:
     options = resolve("lamanas", ["--preset", "published"])
     assert isinstance(options, LamanasOptions)
     assert (options.ways, options.shots, options.channels, options.meta_epochs) == (20, 5, 28, 200)
-    assert (options.test_steps, options.test_architecture, options.warm_up) == (50, 50, 0)
+    assert (options.test_steps, options.test_architecture) == (50, 50)
+    assert (options.warm_up, options.meta_schedule) == (0, "constant")
+    table = resolve("lamanas", ["--preset", "table1"])
+    assert isinstance(table, LamanasOptions)
+    assert [v.meta_epochs for v in table.variants()] == [200] * 9

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from engine.runs.run import Run
 class Counter(Training):
     """Adds ``rate`` at every step."""
 
-    built: list[int] = []
+    built: ClassVar[list[int]] = []
 
     def __init__(self, rate: int) -> None:
         self.built.append(rate)
@@ -68,7 +69,7 @@ class Bar:
         self.done += n
 
 
-PARTS = [Part({"rate": rate}, length, lambda rate=rate: Counter(rate)) for rate, length in ((1, 2), (10, 3), (100, 1))]
+PARTS = [Part({"rate": rate}, length, partial(Counter, rate)) for rate, length in ((1, 2), (10, 3), (100, 1))]
 
 
 @pytest.mark.parametrize("after", range(6))
