@@ -17,9 +17,9 @@ from engine.spaces.networks import MLP, MLP_EPS
 ADAPTED_NUMBERS = 16_000_000  # weights of as many tasks as are learned at once where each task has a matrix of its own
 
 
-def is_written_out(problem: Problem, module: nn.Module) -> bool:
-    """Whether :func:`mlp_batch` computes this problem: cross-entropy of an MLP whose layers each have one inner rate."""
-    if not isinstance(module, MLP) or problem.criterion is not mean_cross_entropy:
+def is_written_out(problem: Problem, module: nn.Module, network: MaskedNetwork | None = None) -> bool:
+    """Whether :func:`mlp_batch` computes this: cross-entropy of an MLP whose layers have one inner rate each, and no scale."""
+    if not isinstance(module, MLP) or problem.criterion is not mean_cross_entropy or (network is not None and network.scale):
         return False
     groups = [[name for name, _ in module.named_parameters() if name.startswith(prefix)] for prefix in _prefixes(module)]
     return all(len({problem.rates.get(name, 0.0) for name in group if not _inert(name)}) == 1 for group in groups)
@@ -31,7 +31,7 @@ def mlp_batch(problem: Problem, module: nn.Module, network: MaskedNetwork | None
     ``network`` gives the masks of a masked module, of which only scores may be learned. Gradients of biases in front of
     BatchNorm are exactly zero. :class:`ValueError` where :func:`is_written_out` does not hold.
     """
-    memory, prefixes = Workspace(), _prefixes(_checked(problem, module))
+    memory, prefixes = Workspace(), _prefixes(_checked(problem, module, network))
     if network is not None and set(network.names) & set(problem.learned):
         raise ValueError("problem: of masked parameters only the scores can be learned here; use `automatic` for both")
 
@@ -44,9 +44,9 @@ def mlp_batch(problem: Problem, module: nn.Module, network: MaskedNetwork | None
         for prefix, own in zip(prefixes, found.layers, strict=True):
             name = _weight(prefix)
             if own.weight is not None and name in masks:
-                gradients[score_name(name)] = own.weight.mul_(params[name])
-                if own.product is not None:
-                    own.weight.sub_(own.product)
+                phi, product = params[name], own.product
+                score = own.weight.mul_(phi) if product is None else product.addcmul_(own.weight, phi)
+                gradients[score_name(name)] = score
             elif own.weight is not None:
                 gradients[name] = own.weight
             vectors = {"normalize.weight": own.gain, "normalize.bias": own.shift, "bias": own.bias}
@@ -62,7 +62,7 @@ def mlp_outputs(problem: Problem, module: nn.Module, network: MaskedNetwork | No
     Tasks of a masked network, whose adapted weights are formed, are learned a few at a time: as many as fit into
     :data:`ADAPTED_NUMBERS`.
     """
-    memory, prefixes = Workspace(), _prefixes(_checked(problem, module))
+    memory, prefixes = Workspace(), _prefixes(_checked(problem, module, network))
 
     @torch.no_grad()
     def run(params: Params, tasks: Task) -> Tensor:
@@ -76,8 +76,8 @@ def mlp_outputs(problem: Problem, module: nn.Module, network: MaskedNetwork | No
     return run
 
 
-def _checked(problem: Problem, module: nn.Module) -> MLP:
-    if not is_written_out(problem, module) or not isinstance(module, MLP):
+def _checked(problem: Problem, module: nn.Module, network: MaskedNetwork | None) -> MLP:
+    if not is_written_out(problem, module, network) or not isinstance(module, MLP):
         raise ValueError("problem: only the cross-entropy of an MLP with one inner rate a layer is written out")
     return module
 

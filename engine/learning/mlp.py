@@ -64,7 +64,7 @@ class LayerGradient(NamedTuple):
     """One layer's outer gradient, summed over tasks.
 
     ``weight`` (O, I) is omega_0, with respect to w; None where the layer is not learned. ``product`` (O, I) is what the mask's
-    further uses in the inner loop take from the score gradient, phi omega_0 - product; None where no masked weight moved.
+    further uses in the inner loop add to the score gradient, phi omega_0 + product; None where no masked weight moved.
     ``gain``, ``shift`` and ``bias`` (O,) are those of the vectors that the layer has.
     """
 
@@ -217,7 +217,7 @@ class _Adjoint:
         return Tangent(weight, scaled(self.gain), scaled(self.shift), scaled(self.bias))
 
     def _direction(self, gradient: Tensor, uses: int, last: bool) -> Tensor:
-        """m omega; adds ``uses`` a G_k m omega to the product."""
+        """m omega; takes ``uses`` a G_k m omega from the product."""
         assert self.own is not None
         assert self.layer.mask is not None
         if last:
@@ -230,7 +230,7 @@ class _Adjoint:
             if self.product is None:
                 self.product = self._total("product").zero_()
             for own, direction in zip(gradient, masked, strict=True):
-                self.product.addcmul_(own, direction, value=uses * self.layer.rate)
+                self.product.addcmul_(own, direction, value=-uses * self.layer.rate)
         return masked
 
     def _total(self, role: str) -> Tensor:
@@ -255,8 +255,12 @@ class _Adjoint:
         if self.layer.learned:
             weight = self.summed if self.own is None else self.own.sum(0)
             if self.terms:
-                d = torch.cat([left.flatten(0, 1) for left, _ in self.terms])
-                a = torch.cat([right.flatten(0, 1) for _, right in self.terms])
+                d, a = (_rows([term[side] for term in self.terms]) for side in (0, 1))
                 weight = d.mT @ a if weight is None else weight.addmm_(d.mT, a)
         vectors = (None if v is None else v.sum((0, 1)) for v in (self.gain, self.shift, self.bias))
         return LayerGradient(weight, self.product, *vectors)
+
+
+def _rows(parts: Sequence[Tensor]) -> Tensor:
+    """(T, N, C) tensors as rows of one matrix."""
+    return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])

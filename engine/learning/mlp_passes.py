@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 Factors = list[tuple[Tensor, Tensor]]
 
@@ -91,14 +91,15 @@ class State:
 class Saved:
     """What a pass leaves in a layer.
 
-    Input ``a``; in hidden layers normalised ``h``, ``r`` and the ``live`` units; from the backward pass the gradients of y and z,
-    e with dz = gain r e, and those of the vectors (None below the floor and where there is no such vector).
+    Input ``a``; in hidden layers normalised ``h``, ``r`` and the output ``y`` behind the ReLU; from the backward pass the
+    gradients ``dy`` in front of the ReLU and ``dz``, e with dz = gain r e, and those of the vectors (None below the floor and
+    where there is no such vector).
     """
 
     a: Tensor
     h: Tensor = field(init=False)
     r: Tensor = field(init=False)
-    live: Tensor = field(init=False)
+    y: Tensor = field(init=False)
     dy: Tensor = field(init=False)
     e: Tensor = field(init=False)
     dz: Tensor | None = None
@@ -143,12 +144,16 @@ def forward(states: Sequence[State], x: Tensor, eps: float, *, leading: int | No
         own.r = z[:, :leading].square().mean(1, keepdim=True).add_(eps).rsqrt_()
         own.h = z.mul_(own.r)
         gain, shift = state.affine
-        x = torch.addcmul(shift, own.h, gain).relu_()
-        own.live = x > 0
+        own.y = x = torch.addcmul(shift, own.h, gain).relu_()
         saved.append(own)
     saved.append(Saved(x))
     logits = states[-1].weight.out(x)
     return saved, logits + states[-1].bias if states[-1].bias is not None else logits
+
+
+def _through_relu_(grad: Tensor, y: Tensor) -> Tensor:
+    """``grad``, in place, where the ReLU's output ``y`` is above 0, else 0: one pass, where a product with bools makes a copy."""
+    return torch.ops.aten.threshold_backward.grad_input(grad, y, 0.0, grad_input=grad)
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -160,11 +165,12 @@ def backward(states: Sequence[State], saved: list[Saved], logits: Tensor, labels
     """Put the gradients of the loss into ``saved``, down to layer ``floor``; returns the probabilities (T, N, K)."""
     count = logits.shape[1]
     probabilities = logits.softmax(-1)
-    saved[-1].dz = dz = (probabilities - one_hot(labels, logits.shape[-1])) / count
+    index = labels.unsqueeze(-1)
+    saved[-1].dz = dz = probabilities.scatter_add(-1, index, probabilities.new_full((1, 1, 1), -1.0).expand(index.shape)) / count
     saved[-1].dbias = dz.sum(1, keepdim=True)
     for layer in range(len(saved) - 2, floor - 1, -1):
         own, state = saved[layer], states[layer]
-        own.dy = dy = states[layer + 1].weight.back(dz).mul_(own.live)
+        own.dy = dy = _through_relu_(states[layer + 1].weight.back(dz), own.y)
         own.dshift, own.dgain = dy.sum(1, keepdim=True), (dy * own.h).sum(1, keepdim=True)
         own.e = torch.addcmul(dy - own.dshift / count, own.h, own.dgain, value=-1 / count)
         own.dz = dz = own.e * (own.r * state.affine[0])
@@ -219,7 +225,7 @@ def _tangent_forward(
         if tangent.gain is not None and tangent.shift is not None:
             affine = torch.addcmul(tangent.shift, own.h, tangent.gain)
             dy = affine if dy is None else dy.add_(affine)
-        da = None if dy is None else dy.mul_(own.live)
+        da = None if dy is None else _through_relu_(dy, own.y)
     inputs.append(da)
     logits = _tangent_map(states[-1], saved[-1], tangents[-1], da)
     if tangents[-1].bias is not None:
@@ -242,7 +248,7 @@ def _tangent_backward(
 ) -> Tensor:
     """Tangent of dz of a hidden layer from that of da; puts those of the vectors into ``found``."""
     (gain, _), count = state.affine, own.h.shape[1]
-    ddy = dda.mul_(own.live)
+    ddy = _through_relu_(dda, own.y)
     found.shift = ddy.sum(1, keepdim=True)
     dgain = ddy * own.h
     if dh is not None:

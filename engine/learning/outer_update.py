@@ -65,3 +65,21 @@ class AdamW:
     def step(self, parameters: Tensor, gradient: Tensor, step: int) -> None:
         """One step."""
         adam_(parameters, gradient, self.first, self.second, step + 1, rate=self.schedule(step), rule=self.rule)
+
+
+@dataclass
+class Parts:
+    """Consecutive parts of the buffer, each with an optimiser of its own; ``sizes`` add up to P."""
+
+    sizes: tuple[int, ...]
+    updates: tuple[OuterUpdate, ...]
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of all parts."""
+        return {f"{name}{number}": t for number, update in enumerate(self.updates) for name, t in update.state.items()}
+
+    def step(self, parameters: Tensor, gradient: Tensor, step: int) -> None:
+        """One step of every part."""
+        for update, own, slope in zip(self.updates, parameters.split(self.sizes), gradient.split(self.sizes), strict=True):
+            update.step(own, slope, step)

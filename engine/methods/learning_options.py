@@ -40,6 +40,8 @@ class OuterOptions(RunOptions):
     memory; results are the same up to rounding, and the same bytes for any number of ranks."""
     iterations: int = 1500
     """Outer steps; 30000 are published."""
+    cpu_seconds: float | None = None
+    """CPU seconds of training in the place of --iterations; turned into outer steps once, by timing, and written down."""
     outer: Literal["adamw", "sgd"] = "adamw"
     """Outer optimiser: AdamW at a constant rate, or SGD with momentum 0.9, warm-up and cosine."""
     outer_rate_adamw: float = 1e-3
@@ -67,8 +69,9 @@ class OuterOptions(RunOptions):
         self._at_least(1, "factor", "shots", "inner_steps", "test_steps", "batch", "task_chunk", "validate_every", "test_tasks")
         self._at_least(1, "seeds")
         self._at_least(0, "iterations", "warmup", "validation_tasks")
-        for name in ("inner_rate", "outer_rate_adamw", "outer_rate_sgd"):
-            if not 0 < getattr(self, name) < float("inf"):
+        for name in ("inner_rate", "outer_rate_adamw", "outer_rate_sgd", "cpu_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
                 raise ConfigurationError(f"{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
 
     @property
@@ -185,6 +188,8 @@ class MetaTicketOptions(LearningOptions):
         "positive-normal",
         "positive-uniform",
         "uniform",
+        "keep-sign",
+        "asymptotic",
     ] = "kaiming-normal"
     """How the fixed weights are drawn."""
     constant: float | None = None
@@ -197,12 +202,18 @@ class MetaTicketOptions(LearningOptions):
     """+IteRand: outer steps between new draws of pruned weights; 1000 is published, none means never."""
     rerand_rate: float = 1.0
     """+IteRand: share of the pruned weights that is drawn anew."""
+    learnable_scale: Literal["naive", "normalized"] | None = None
+    """Meta-learn a factor of each masked weight too, 1 + d or 1 + d over its number of elements; none is published."""
+    scale_rate: float = 1e-3
+    """Learning rate of those factors, by the outer optimiser of the scores."""
 
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "rerand_every")
         if not 0 <= self.sparsity < 1:
             raise ConfigurationError(f"--sparsity must be at least 0 and below 1, got {self.sparsity}")
+        if not 0 < self.scale_rate < float("inf"):
+            raise ConfigurationError(f"--scale-rate must be above 0 and finite, got {self.scale_rate}")
         if not 0 <= self.rerand_rate <= 1:
             raise ConfigurationError(f"--rerand-rate must be in 0 .. 1, got {self.rerand_rate}")
         if self.constant is not None and self.rerand_every is not None:

@@ -14,7 +14,7 @@ from engine.learning.inner import SGD, Params, adapt
 from engine.learning.masked_mlp import is_written_out, mlp_batch, mlp_outputs
 from engine.learning.masking import MaskedNetwork
 from engine.learning.outer import ManyTasks, Problem, looped, summed_gradient, vmapped
-from engine.learning.outer_update import AdamW, Momentum, OuterUpdate
+from engine.learning.outer_update import AdamW, Momentum, OuterUpdate, Parts
 from engine.learning.ranks import pieces, reduce_pieces
 from engine.learning.schedules import constant, warmup_cosine
 from engine.learning.tasks import Task
@@ -26,11 +26,11 @@ from engine.spaces.networks import SinusoidMLP
 TASKS_AT_ONCE = 25
 
 
-def make_update(options: OuterOptions, parameters: Tensor) -> OuterUpdate:
-    """The outer optimiser of these options."""
+def make_update(options: OuterOptions, parameters: Tensor, *, rate: float | None = None) -> OuterUpdate:
+    """The outer optimiser of these options, with another learning rate if one is given."""
     if options.outer == "adamw":
-        return AdamW.zeros(parameters, constant(options.outer_rate_adamw))
-    schedule = warmup_cosine(options.outer_rate_sgd, warmup=options.warmup, total=options.iterations)
+        return AdamW.zeros(parameters, constant(rate or options.outer_rate_adamw))
+    schedule = warmup_cosine(rate or options.outer_rate_sgd, warmup=options.warmup, total=options.iterations)
     return Momentum(torch.zeros_like(parameters), schedule)
 
 
@@ -44,7 +44,8 @@ class Learner:
 
     ``after(params, step)`` is called after outer step number ``step``, counted from 1. ``ranks`` share the tasks of a step in
     pieces of ``piece`` tasks; one rank alone goes through them one after the other. In tests BatchNorm takes its statistics from
-    the ``leading`` samples of a task, its support, or from all queries where that is None.
+    the ``leading`` samples of a task, its support, or from all queries where that is None. ``scale_rate`` is the outer learning
+    rate of the network's scales, which come last in ``problem.learned``.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Learner:
         *,
         ranks: Ranks = ALONE,
         leading: int | None = None,
+        scale_rate: float | None = None,
     ) -> None:
         self.options, self.problem, self.module, self.network, self.after = options, problem, module, network, after
         self.ranks, self.leading = ranks, leading
@@ -67,7 +69,11 @@ class Learner:
         self.meta = self.layout.pack(learned)
         self.fixed = Layout.of(rest).pack(rest) if rest else self.meta.new_zeros(0)
         self.params = self.layout.views(self.meta) | (Layout.of(rest).views(self.fixed) if rest else {})
-        self.update = make_update(options, self.meta)
+        scales = 0 if network is None else len(network.scales)
+        self.update = make_update(options, self.meta[: self.layout.size - scales])
+        if scales:
+            own = make_update(options, self.meta[-scales:], rate=scale_rate)
+            self.update = Parts((self.layout.size - scales, scales), (self.update, own))
         self.run = self._way()
         self.piece = options.task_chunk or -(-options.batch // ranks.world)
         self.limit = self.piece
@@ -79,13 +85,18 @@ class Learner:
         return {"meta": self.meta, "fixed": self.fixed, **self.update.state}
 
     @property
+    def written_out(self) -> bool:
+        """Whether gradients and tests are those of :mod:`engine.learning.masked_mlp`."""
+        return is_written_out(self.problem, self.module, self.network)
+
+    @property
     def together(self) -> bool:
         """Whether tasks run as one batch: MLPs always, convolutions on a GPU; on a CPU a loop measured faster for those."""
-        known = isinstance(self.module, SinusoidMLP) or is_written_out(self.problem, self.module)
+        known = isinstance(self.module, SinusoidMLP) or self.written_out
         return known or self.options.device == "cuda"
 
     def _way(self) -> ManyTasks:
-        if is_written_out(self.problem, self.module):
+        if self.written_out:
             return mlp_batch(self.problem, self.module, self.network)
         return vmapped(self.problem) if self.together else looped(self.problem)
 
@@ -153,7 +164,7 @@ class Learner:
         return Tested(right, losses)
 
     def _outputs(self, problem: Problem) -> Outputs:
-        if is_written_out(problem, self.module):
+        if self.written_out:
             return mlp_outputs(problem, self.module, self.network, alone=self.leading is not None)
         if self.leading is None:
             return learned_outputs(problem, together=self.together)

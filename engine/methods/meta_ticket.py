@@ -14,11 +14,12 @@ from engine.learning.masking import fix_weights, mask_parameters, rerandomise
 from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MetaTicketOptions
 from engine.methods.maml import plan as maml_plan
-from engine.methods.meta_data import draw_network, load_others, load_tasks
+from engine.methods.meta_data import ImageTasks, draw_network, load_others, load_tasks
 from engine.methods.meta_learner import Learner, part_of
 from engine.methods.meta_result import finish
 from engine.methods.meta_study import study
-from engine.methods.meta_training import train
+from engine.methods.meta_training import settle_length, train
+from engine.runs.distribution import ALONE, Ranks
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -32,6 +33,14 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
     watch = Stopwatch()
     source = load_tasks(options)
     others = load_others(options, source)
+    options = settle_length(options, lambda settled: make_learner(settled, source, ALONE), source, run)
+    learner = make_learner(options, source, run.ranks)
+    curve = train(learner, source, run, stop, progress)
+    return finish(learner, options, curve, {options.data: source, **others}, run, stop, watch)
+
+
+def make_learner(options: MetaTicketOptions, source: ImageTasks, ranks: Ranks) -> Learner:
+    """The masked network, what of it is adapted, and what happens to it beside learning."""
     module, values = draw_network(options, source.data)
     network, params = mask_parameters(
         module,
@@ -40,6 +49,7 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
         seed=options.seed,
         sparsity=options.sparsity,
         init=options.weights,
+        scale=options.learnable_scale,
     )
     if options.constant is not None:
         fix_weights(network, params, options.constant)
@@ -49,10 +59,10 @@ def search(options: MetaTicketOptions, run: Run, stop: Any, progress: Any) -> di
             rerandomise(network, params, options.rerand_rate, options.weights, seed=options.seed, step=step)
 
     rates = {name: options.inner_rate for name in values if not (options.boil and part_of(name) == "classifier")}
-    problem = Problem(network.predict, rates, options.steps(training=True), network.scores, options.first_order)
-    learner = Learner(options, problem, module, params, network, after, ranks=run.ranks, leading=options.leading)
-    curve = train(learner, source, run, stop, progress)
-    return finish(learner, options, curve, {options.data: source, **others}, run, stop, watch)
+    learned = (*network.scores, *network.scales)
+    problem = Problem(network.predict, rates, options.steps(training=True), learned, options.first_order)
+    settings: dict[str, Any] = {"ranks": ranks, "leading": options.leading, "scale_rate": options.scale_rate}
+    return Learner(options, problem, module, params, network, after, **settings)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:

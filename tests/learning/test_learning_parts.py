@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.errors import ConfigurationError
 from engine.learning.flat import Layout
 from engine.learning.masking import draw_weight, fix_weights, mask_parameters, rerandomise, score_name
+from engine.learning.outer_update import Momentum, Parts
 from engine.learning.schedules import constant, warmup_cosine
 from engine.learning.tasks import sinusoid_tasks
 from engine.runs.streams import stream
@@ -87,6 +88,52 @@ def test_iterand_redraws_pruned_weights_only() -> None:
     again = {name: params[name].clone() for name in network.names}
     rerandomise(network, params, 0.0, "kaiming-normal", seed=0, step=6)
     assert all(torch.equal(params[name], again[name]) for name in network.names)
+
+
+@pytest.mark.parametrize("init", ["keep-sign", "asymptotic"])
+def test_iterand_of_inits_that_remember_the_old_weight(init: str) -> None:
+    network, params = masked_mlp(0.4, init)
+    old = {name: params[name].clone() for name in network.names}
+    rerandomise(network, params, 0.6, init, seed=0, step=5)  # type: ignore[arg-type]
+    for name, kept in network.masks(params).items():
+        assert torch.equal(params[name][kept], old[name][kept])
+        moved = (params[name] != old[name])[~kept]
+        if init == "keep-sign":
+            assert torch.equal(params[name].sign(), old[name].sign())
+            assert 0.3 < moved.float().mean() < 0.9
+        else:
+            noise = (params[name] - 0.8 * old[name])[~kept] / 0.6
+            assert moved.all()
+            assert noise.std().item() == pytest.approx(math.sqrt(2 / kept.shape[1]), rel=0.4)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("naive", 1.5), ("normalized", 1 + 0.5 / 96)])
+def test_a_learned_scale_multiplies_weights_and_gets_its_gradient(scale: str, factor: float) -> None:
+    model = MLP(12, (8,), 3)
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    network, params = mask_parameters(model, values, lambda n: n.endswith("linear.weight"), seed=0, sparsity=0.3, scale=scale)  # type: ignore[arg-type]
+    name = "features.0.linear.weight"
+    assert network.scales == (f"{name}_scale",)
+    plain = network.effective(params)[name]
+    params[network.scales[0]] += 0.5
+    torch.testing.assert_close(network.effective(params)[name], factor * plain)
+
+    def total(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        return network.effective(params | given)[name].sum()
+
+    learned = {key: params[key] for key in (*network.scores, *network.scales)}
+    slopes = torch.func.grad(total)(learned)
+    torch.testing.assert_close(slopes[network.scores[0]], factor * params[name])
+    assert slopes[network.scales[0]].item() == pytest.approx(plain.sum().item() * (factor - 1) / 0.5, rel=1e-4)
+
+
+def test_parts_of_a_buffer_have_optimisers_of_their_own() -> None:
+    buffer, slope = torch.ones(5), torch.ones(5)
+    first, second = (Momentum(torch.zeros(size), constant(rate)) for size, rate in ((3, 0.1), (2, 0.5)))
+    update = Parts((3, 2), (first, second))
+    update.step(buffer, slope, 0)
+    assert buffer.tolist() == pytest.approx([0.9] * 3 + [0.5] * 2)
+    assert {name: len(t) for name, t in update.state.items()} == {"velocity0": 3, "velocity1": 2}
 
 
 def test_constant_weights_differ_by_layer_only() -> None:

@@ -48,6 +48,14 @@ def test_iterand_draws_pruned_weights_anew(tmp_path: Path) -> None:
     assert 0 < changed < 0.3
 
 
+def test_learned_scales_move_beside_the_scores(tmp_path: Path) -> None:
+    found = search(tmp_path, "--learnable-scale", "naive", "--scale-rate", "0.1", "--iterations", "2", "--validate-every", "2")
+    assert found["learned_parameters"] == 61_440 + 4
+    scales = buffers(tmp_path)["meta"][-4:]
+    assert 0 < scales.abs().max() < 0.5
+    assert len(buffers(tmp_path)["velocity1"]) == 4
+
+
 def test_pruning_the_output_layer_masks_it_too(tmp_path: Path) -> None:
     found = search(tmp_path, "--prune-output", "--sparsity", "0.5")
     assert found["masked_weights"] == 61_440 + 320
@@ -74,6 +82,7 @@ def test_presets_hold_the_published_numbers() -> None:
     [
         (["--sparsity", "1"], "--sparsity must be at least 0 and below 1"),
         (["--rerand-rate", "2"], "--rerand-rate must be in 0 .. 1"),
+        (["--scale-rate", "0"], "--scale-rate must be above 0"),
         (["--constant", "1", "--rerand-every", "3"], "cannot be drawn anew"),
     ],
 )
