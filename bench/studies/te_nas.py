@@ -1,8 +1,9 @@
 """``python -m bench.studies.te_nas``: true accuracies of TE-NAS in NAS-Bench-201, beside random search and the published mean.
 
-Every seed runs one search (:mod:`engine.search`, resumable: finished searches in ``--out`` are read), and one random search of as
-many evaluations: distinct cells drawn at random, scored by the same two scores, of which the one with the best sum of ranks is
-taken.
+Every seed runs two searches (:mod:`engine.search`, resumable: finished searches in ``--out`` are read), one without "none", as
+published (its code masks it before the first round), and one in which "none" competes (``--prune-none``); and beside each a
+random search of as many evaluations among the same cells: distinct cells drawn at random, scored by the same two scores, of which
+the one with the best sum of ranks is taken.
 """
 
 from __future__ import annotations
@@ -33,31 +34,40 @@ from engine.spaces.space import NAS_BENCH_201
 # Chen et al., TE-NAS (ICLR 2021): mean test accuracy on CIFAR-10, percent.
 PUBLISHED = 93.9
 TARGET = "cifar10"
+_NONE = NAS_BENCH_201.operations.index("none")
 
 
-class Row(NamedTuple):
-    """One seed: what was found, by search and at random, and the numbers of evaluations (of single networks) behind each."""
+class Found(NamedTuple):
+    """True accuracies of what one search and its random search found (None: the table does not say), and the numbers of
+    evaluations (of single networks) behind each.
+    """
 
-    seed: int
     searched: float | None
     drawn: float | None
     evaluations: int
     drawn_evaluations: int
 
 
+VARIANTS = {'without "none"': False, '"none" competes': True}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and print its table."""
     arguments = _parser().parse_args(argv)
     table = load_table(arguments.benchmark)
-    rows = [_row(arguments, table, seed) for seed in range(arguments.seeds)]
-    print("seed  TE-NAS   random search (evaluations)")
-    for row in rows:
-        counts = f"({row.evaluations} and {row.drawn_evaluations})"
-        print(f"{row.seed:>4}  {_percent(row.searched)}  {_percent(row.drawn)}  {counts}")
-    print(f"mean  {_spread([r.searched for r in rows])}; random search {_spread([r.drawn for r in rows])}")
-    column = table.accuracy[:, table.column(TARGET)]
+    seeds = range(arguments.seeds)
+    found = {name: [_found(arguments, table, seed, none) for seed in seeds] for name, none in VARIANTS.items()}
+    print("test accuracy on CIFAR-10, percent")
+    print(f"{'search':<16} seed  TE-NAS   random (evaluations)")
+    for name, rows in found.items():
+        for seed, row in zip(seeds, rows, strict=True):
+            counts = f"({row.evaluations} and {row.drawn_evaluations})"
+            print(f"{name:<16} {seed:>4}  {_percent(row.searched)}  {_percent(row.drawn)}  {counts}")
+        print(f"{name:<16} mean  {_spread([r.searched for r in rows])}; random {_spread([r.drawn for r in rows])}")
+    column, without = table.accuracy[:, table.column(TARGET)], (table.codes != _NONE).all(1)
+    print(f"published mean {PUBLISHED:.2f}; best of the table {column.max():.2f}")
     print(
-        f"published mean {PUBLISHED:.2f}; best of the table {column.max():.2f}; its mean {column.mean():.2f} ({len(table)} cells)"
+        f"mean of the table {column.mean():.2f} ({len(table)} cells), without none {column[without].mean():.2f} ({without.sum()})"
     )
     return 0
 
@@ -75,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _row(arguments: argparse.Namespace, table: Table, seed: int) -> Row:
+def _found(arguments: argparse.Namespace, table: Table, seed: int, none: bool) -> Found:
     options = TENASOptions(
         space=NAS_BENCH_201.name,
         data=arguments.data,
@@ -85,31 +95,33 @@ def _row(arguments: argparse.Namespace, table: Table, seed: int) -> Row:
         batch=arguments.batch,
         region_images=arguments.region_images,
         region_batches=3,
+        prune_none=none,
         device="cpu",
     )
-    result = _searched(options, arguments.out / f"te-nas-{seed}")
+    result = _searched(options, arguments.out / f"te-nas-{'none-' if none else ''}{seed}")
     evaluations = int(result["evaluations"]) + int(result["supernet_evaluations"])
     count = evaluations // options.repeats
     cell = _drawn(options, count, table)
-    return Row(
-        seed, _accuracy(table, parse(result["architecture"])), _accuracy(table, cell), evaluations, count * options.repeats
-    )
+    searched = _accuracy(table, parse(result["architecture"]))
+    return Found(searched, _accuracy(table, cell), evaluations, count * options.repeats)
 
 
 def _searched(options: TENASOptions, out: Path) -> dict[str, Any]:
     names = ("space", "data", "data_root", "seed", "cells", "batch", "region_images", "region_batches", "device")
     words = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
-    resume = ["--resume"] if (out / "config.toml").is_file() else []
-    search(["te-nas", *[w.replace("None", "none") for w in words], "--out", str(out), "--quiet", *resume])
+    flags = ["--prune-none"] * options.prune_none + ["--resume"] * (out / "config.toml").is_file()
+    search(["te-nas", *[w.replace("None", "none") for w in words], "--out", str(out), "--quiet", *flags])
     return json.loads((out / "result.json").read_text())
 
 
 def _drawn(options: TENASOptions, count: int, table: Table) -> Codes:
     """The best of ``count`` random cells by mean ranks of condition number and linear regions over the repeats.
 
-    Drawn from all cells that the table can answer for, so that a table of half the space does not hide the outcome.
+    Drawn from all cells that the search could end with and the table can answer for, so that a table of half the space does not
+    hide the outcome.
     """
-    known = [cell for cell in every_cell() if table.lookup(cell).found != "unknown"]
+    cells = [cell for cell in every_cell() if options.prune_none or _NONE not in cell]
+    known = [cell for cell in cells if table.lookup(cell).found != "unknown"]
     chosen = [known[place] for place in permutation(len(known), stream(options.seed, "random-search"))[:count].tolist()]
     alive = torch.nn.functional.one_hot(torch.tensor(chosen), len(NAS_BENCH_201.operations)).bool().unsqueeze(1)
     data = load_images(options)

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from engine.errors import ConfigurationError
 from engine.learning.inner import SGD, Params, adapt, moving
 from engine.learning.tasks import Task
+from engine.runs.memory import out_of_memory
 from engine.runs.profiling import span
 
 Predict = Callable[[Params, Tensor], Tensor]
@@ -210,8 +211,3 @@ def summed_gradient(
         parts.append(sums)
         done += size
     return Sums(gradients, torch.cat([part.losses for part in parts]), torch.cat([part.outputs for part in parts]))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is how torch or Python say that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

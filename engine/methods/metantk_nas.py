@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from engine.data.names import SETS
 from engine.errors import NumericalError
 from engine.methods.options import NATIVE_LIMIT, BatchOptions, EpisodeOptions, PruningOptions, RegionOptions
-from engine.methods.pruning import Candidate, Decision, Pruning, Record
+from engine.methods.pruning import Decision, Pruning, Record
 from engine.methods.scorer import Scorer, load_images
-from engine.methods.steps import Batch, Found, StepWork
+from engine.methods.screening import screen, screening
+from engine.methods.steps import Batch, Found, StepWork, named, score_line
 from engine.runs.config import rewrite_config
+from engine.runs.profiling import span, step_begins
 from engine.runs.stopwatch import Stopwatch
 from engine.scoring.ablations import bytes_per_architecture, forward_macs
 from engine.spaces.cost import count
@@ -45,7 +47,7 @@ def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[
     Raises :class:`~engine.errors.NumericalError` when no repeat gives the supernet a usable score, or when any score is not
     finite and ``options.nonfinite`` says ``"stop"``.
     """
-    space = get_space(options.space)
+    space = searched_space(options)
     pruning = make_pruning(space, options)
     data = load_images(options)
     options = with_width(options, space, data.images.shape[-1])
@@ -54,12 +56,17 @@ def search(options: PruningOptions, run: Run, stop: Any, progress: Any) -> dict[
     scorer.check()
     work = StepWork.restore(run.load(), pruning, space)
     total = sum(pruning.plan(space.alive())) * options.repeats
-    with progress(total, "candidates", done=work.evaluated) as bar:
+    with progress(total, "candidates", done=work.evaluated + work.estimated) as bar:
         while candidates := pruning.candidates(work.state):  # line 2
             scorer.watch = watch = Stopwatch()
-            while batches := work.batches(candidates, options.repeats, scorer.width, paired=not options.faithful):
-                options = score(batches, work, scorer, options, run, stop, bar)  # lines 3-7
-            decision = pruning.decide(work.state, work.records)  # lines 8-16
+            with span("round"):
+                if options.screen and work.state.stage == "operations":
+                    decision, records = screen(candidates, work, pruning, scorer, options, run, stop, bar)
+                    warn_of_nonfinite(records, space, options, bar)
+                else:
+                    while batches := work.batches(candidates, options.repeats, scorer.width, paired=not options.faithful):
+                        options = score(batches, work, scorer, options, run, stop, bar)  # lines 3-7
+                    decision = pruning.decide(work.state, work.records)  # lines 8-16
             run.append("metrics.jsonl", round_line(space, work, decision, len(candidates), watch))
             work.advance(decision, watch)
             run.offer(work.to_dict, stop)
@@ -78,7 +85,9 @@ def score(
     label = f"step {work.step} from {len(work.records)} by {width}"
 
     def found(number: int) -> dict[str, Any]:
-        return scorer.found(work.state, work.step, batches[number]).to_json()
+        step_begins()
+        with span("candidate batch"):
+            return scorer.found(work.state, work.step, batches[number]).to_json()
 
     for batch, value in zip(batches, run.ranks.deal(label, len(batches), found, stop), strict=False):
         merged = Found.from_json(value)
@@ -109,13 +118,13 @@ def warn_of_nonfinite(records: list[Record], space: Space, options: PruningOptio
         place = named(space, record.candidate)
         what = f"{' and '.join(bad)} not finite without {place['operation']} on {place['cell']} edge {place['edge']}"
         if options.nonfinite == "stop":
-            raise NumericalError(f"{what} (repeat {record.repeat}, see scores.jsonl); --nonfinite last goes on without it")
+            raise NumericalError(f"{what} (repeat {record.repeat}, see scores.jsonl); --nonfinite skip goes on without it")
         bar.note(f"{what} (repeat {record.repeat})")
 
 
 def plan(options: PruningOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``: what would be scored, and the width, memory and time by formula."""
-    space = get_space(options.space)
+    space = searched_space(options)
     steps = make_pruning(space, options).plan(space.alive())
     size = options.resolution((SETS[options.data].size if options.data in SETS else None) or NATIVE_LIMIT)
     options = with_width(options, space, size)
@@ -125,11 +134,20 @@ def plan(options: PruningOptions) -> list[tuple[str, str]]:
         ("repeats", str(options.repeats)),
         ("width", f"{options.width} candidates a forward pass"),
     ]
+    if options.screen:
+        most = f"at most {options.rescore * options.repeats} scores a round and the edge stage are exact"
+        rows.append(("screened", f"{most}; the numbers are those without --screen"))
     if isinstance(options, EpisodeOptions | BatchOptions):
         memory = BASE_BYTES + (options.width or 1) * architecture_bytes(options, space, size)
         seconds = estimated_seconds(options, space, size, steps)
         rows += [("memory", f"{memory / 1e9:.1f} GB (estimate)"), ("time", f"{seconds / 60:.1f} CPU minutes (estimate)")]
     return rows
+
+
+def searched_space(options: PruningOptions) -> Space:
+    """The space of the options, without "none" unless ``prune_none`` lets it compete where its table does."""
+    space = get_space(options.space)
+    return space if options.prune_none else replace(space, none_competes=False)
 
 
 def make_pruning(space: Space, options: PruningOptions) -> Pruning:
@@ -184,15 +202,6 @@ def estimated_seconds(options: PruningOptions, space: Space, size: int, steps: l
     return evaluations * 3 * full * samples_per_architecture(options) / MACS_PER_SECOND
 
 
-def score_line(space: Space, work: StepWork, record: Record) -> dict[str, Any]:
-    """One line of scores.jsonl."""
-    line = {"round": work.step, "stage": work.state.stage, "repeat": record.repeat, **named(space, record.candidate)}
-    for prefix, scores in (("", record.ablated), ("supernet_", record.supernet)):
-        for name, score in scores.items():
-            line |= {f"{prefix}{name}": score.value, f"{prefix}{name}_status": score.status}
-    return line
-
-
 def round_line(space: Space, work: StepWork, decision: Decision, candidates: int, watch: Stopwatch) -> dict[str, Any]:
     """One line of metrics.jsonl: what a step pruned and why, and where its time went."""
     rows = {row.candidate: row for row in decision.rows}
@@ -218,18 +227,6 @@ def round_line(space: Space, work: StepWork, decision: Decision, candidates: int
     }
 
 
-def named(space: Space, candidate: Candidate) -> dict[str, Any]:
-    """A candidate in the words of the space."""
-    source, target = space.edges[candidate.edge]
-    return {
-        "cell": space.kinds[candidate.cell],
-        "edge": candidate.edge,
-        "source": source,
-        "target": target,
-        "operation": space.operations[candidate.operation],
-    }
-
-
 def outcome(options: PruningOptions, space: Space, scorer: Scorer, work: StepWork) -> dict[str, Any]:
     """The result of a finished search."""
     genotype = space.genotype([[list(edge) for edge in cell] for cell in work.state.alive])
@@ -244,6 +241,7 @@ def outcome(options: PruningOptions, space: Space, scorer: Scorer, work: StepWor
         "supernet_evaluations": work.supernets,
         "seconds": round(work.seconds, 3),
         "cpu_seconds": round(work.cpu_seconds, 3),
+        **({"screening": screening(work)} if options.screen else {}),
         "choice_changes": {"decisions": work.decisions, "changed": work.changed, "share": work.changed / max(1, work.decisions)},
         "parameters": cost.parameters,
         "flops": cost.flops,

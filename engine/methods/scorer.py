@@ -12,9 +12,10 @@ from engine.errors import ConfigurationError
 from engine.methods.options import BatchOptions, CellOptions, EpisodeOptions, PruningOptions, RegionOptions
 from engine.methods.pruning import Candidate, State
 from engine.methods.steps import Batch, Found, Scores
+from engine.runs.memory import out_of_memory
 from engine.runs.stopwatch import Stopwatch
 from engine.runs.streams import stream
-from engine.scoring.ablations import Address, KernelPair, KernelScorer, RegionScorer
+from engine.scoring.ablations import Address, KernelPair, KernelScorer, RegionScorer, Slopes
 from engine.scoring.meta import metantk
 from engine.scoring.result import Score
 from engine.spaces.mixture import without
@@ -22,6 +23,7 @@ from engine.spaces.space import Space
 
 Pair = tuple[Scores | None, Scores | None]
 SPLIT = "train"
+_REMEDY = "lower --channels, --size, --tasks or --region-images, or use a machine with more"
 
 
 class Scorer:
@@ -73,11 +75,10 @@ class Scorer:
             try:
                 return Found(self.width, self._pairs(state, step, batch.repeat, batch.candidates[: self.width]))
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
             if self.width == 1:
-                remedy = "lower --channels, --size, --tasks or --region-images, or use a machine with more"
-                raise ConfigurationError(f"memory does not hold one candidate; {remedy}")
+                raise ConfigurationError(f"memory does not hold one candidate; {_REMEDY}")
             self.width = max(1, self.width // 2)
             gc.collect()
             if self.options.device == "cuda":
@@ -110,22 +111,50 @@ class Scorer:
         """Every score of the architectures ``alive`` (G, T, E, O) with draws of these addresses."""
         found: list[dict[str, Score]] = [{} for _ in alive]
         if self.kernel is not None:
-            with self.watch.phase("data"):
-                batch = self._images(images)
-            with self.watch.phase("kernel"):
-                self.kernel.draw(weights, head)
-                pair = self.kernel.kernels(alive if kernel_alive is None else kernel_alive, batch)
-            with self.watch.phase("eigen"):
-                for scores, value in zip(found, self.kernel.scores(pair), strict=True):
-                    scores["condition"] = value
+            conditions = self.conditions(alive if kernel_alive is None else kernel_alive, weights, head, images)
+            for scores, value in zip(found, conditions, strict=True):
+                scores["condition"] = value
         if self.regions is not None:
-            with self.watch.phase("data"):
-                patches = self._patches(images)
-            with self.watch.phase("regions"):
-                self.regions.draw(thin)
-                for scores, value in zip(found, self.regions.scores(alive, patches), strict=True):
-                    scores["regions"] = value
+            for scores, value in zip(found, self.counts(alive, thin, images), strict=True):
+                scores["regions"] = value
         return found
+
+    def conditions(self, alive: Tensor, weights: Address, head: Address, images: Address) -> list[Score]:
+        """The kernels' condition numbers alone."""
+        assert self.kernel is not None
+        with self.watch.phase("data"):
+            batch = self._images(images)
+        with self.watch.phase("kernel"):
+            self.kernel.draw(weights, head)
+            pair = self.kernel.kernels(alive, batch)
+        with self.watch.phase("eigen"):
+            return self.kernel.scores(pair)
+
+    def counts(self, alive: Tensor, thin: Address, images: Address) -> list[Score]:
+        """The linear regions alone."""
+        assert self.regions is not None
+        with self.watch.phase("data"):
+            patches = self._patches(images)
+        with self.watch.phase("regions"):
+            self.regions.draw(thin)
+            return self.regions.scores(alive, patches)
+
+    def slopes(self, alive: Tensor, draws: Address) -> Slopes:
+        """The supernet's condition number and its derivatives by all operation weights, with common draws of this address.
+
+        Running out of memory is a :class:`~engine.errors.ConfigurationError`.
+        """
+        assert self.kernel is not None
+        with self.watch.phase("data"):
+            batch = self._images(draws)
+        with self.watch.phase("slopes"):
+            self.kernel.draw(draws, draws)
+            try:
+                return self.kernel.slopes(alive, batch)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+        raise ConfigurationError(f"memory does not hold a second-order pass; {_REMEDY}")
 
     def _images(self, address: Address) -> Tensor:
         """Images of one kernel: queries of all tasks, then supports of all tasks (augmented as TE-NAS does), or a plain batch."""
@@ -185,8 +214,3 @@ def load_images(options: CellOptions) -> ImageSet:
     height, width = data.images.shape[-2:]
     size = options.resolution(max(height, width))
     return data if (height, width) == (size, size) else data.resized(size)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether this is how torch or Python say that memory ran out, on a GPU or on the CPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -51,7 +51,13 @@ class StepWork:
     records: list[Record] = field(default_factory=list)
     known: tuple[int, Scores] | None = None
     """The last repeat of this step whose supernet was scored alone, and its scores."""
+    estimates: list[dict[str, Any]] = field(default_factory=list)
+    """What a first-order step has estimated so far, by repeat (:mod:`engine.methods.screening`)."""
     evaluated: int = 0
+    estimated: int = 0
+    rescored: int = 0
+    passes: float = 0.0
+    exact_passes: float = 0.0
     supernets: int = 0
     decisions: int = 0
     changed: int = 0
@@ -94,7 +100,7 @@ class StepWork:
 
     def advance(self, decision: Decision, watch: Stopwatch) -> None:
         """Go on to the next step, adding the time of this one, or of what is left of it after an interruption."""
-        self.state, self.records, self.known = decision.state, [], None
+        self.state, self.records, self.known, self.estimates = decision.state, [], None, []
         self.decisions += len(decision.pruned)
         self.changed += sum(share < 1 for share in decision.agreement)
         seconds, cpu_seconds, _ = watch.read()
@@ -105,7 +111,8 @@ class StepWork:
         """Plain JSON types; :meth:`restore` reads them back."""
         counts = {name: getattr(self, name) for name in _COUNTS}
         known = self.known and [self.known[0], _scores_to_json(self.known[1])]
-        return {"pruning": self.state.to_dict(), "records": [_record_to_list(r) for r in self.records], "known": known, **counts}
+        records = [_record_to_list(r) for r in self.records]
+        return {"pruning": self.state.to_dict(), "records": records, "known": known, "estimates": self.estimates, **counts}
 
     @classmethod
     def restore(cls, loaded: tuple[dict[str, Any], Any] | None, pruning: Pruning, space: Space) -> StepWork:
@@ -116,12 +123,45 @@ class StepWork:
         try:
             records = [_record_from_list(item) for item in value["records"]]
             known = value["known"] and (int(value["known"][0]), _scores_from_json(value["known"][1]) or {})
-            return cls(pruning.restore(value["pruning"]), records, known, **{name: value[name] for name in _COUNTS})
+            counts = {name: value[name] for name in _COUNTS}
+            return cls(pruning.restore(value["pruning"]), records, known, list(value["estimates"]), **counts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(f"checkpoint: not one of a pruning search ({error}); start again in another --out") from None
 
 
-_COUNTS = ("evaluated", "supernets", "decisions", "changed", "seconds", "cpu_seconds")
+def score_line(space: Space, work: StepWork, record: Record) -> dict[str, Any]:
+    """One line of scores.jsonl."""
+    line = {"round": work.step, "stage": work.state.stage, "repeat": record.repeat, **named(space, record.candidate)}
+    for prefix, scores in (("", record.ablated), ("supernet_", record.supernet)):
+        for name, score in scores.items():
+            line |= {f"{prefix}{name}": score.value, f"{prefix}{name}_status": score.status}
+    return line
+
+
+def named(space: Space, candidate: Candidate) -> dict[str, Any]:
+    """A candidate in the words of the space."""
+    source, target = space.edges[candidate.edge]
+    return {
+        "cell": space.kinds[candidate.cell],
+        "edge": candidate.edge,
+        "source": source,
+        "target": target,
+        "operation": space.operations[candidate.operation],
+    }
+
+
+_COUNTS = (
+    "evaluated",
+    "estimated",
+    "rescored",
+    "passes",
+    "exact_passes",
+    "supernets",
+    "decisions",
+    "changed",
+    "seconds",
+    "cpu_seconds",
+)
 
 
 def _scores_to_json(scores: Scores | None) -> dict[str, Any] | None:

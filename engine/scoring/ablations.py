@@ -6,7 +6,7 @@ each group of N with its own mixture; kernels are block-diagonal and never compa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from engine.runs.streams import stream
 from engine.scoring.condition import PUBLISHED_NAN, condition_number, published_condition
+from engine.scoring.first_order import slope
 from engine.scoring.kernels import gram
 from engine.scoring.regions import linear_regions
 from engine.scoring.result import Score
 from engine.spaces.cost import count
-from engine.spaces.mixture import uniform
+from engine.spaces.genotype import Genotype
+from engine.spaces.mixture import Mixture, uniform
 from engine.spaces.space import Space
 from engine.spaces.supernet import Supernet, initialise
 
@@ -89,6 +91,20 @@ class KernelScorer:
         body, head = (part if groups > 1 else part.unsqueeze(0) for part in (parts["body"], parts["head"]))
         return KernelPair(body + head, head)
 
+    def slopes(self, alive: Tensor, images: Tensor) -> Slopes:
+        """Log condition number of one architecture ``alive`` (T, E, O) and its derivatives by all operation weights at once."""
+        head = self.model.classifier.weight
+        weights = uniform(alive, dtype=head.dtype, device=head.device).weights.requires_grad_()
+        x = images.to(head.device, head.dtype).contiguous(memory_format=torch.channels_last)
+        found = slope(self.model, lambda: self.model(x, Mixture(weights, alive)), weights, _part, self._log_condition)
+        (score,) = self.scores(_pair_of(found.kernels))
+        gradient = found.gradient.double().cpu()
+        return Slopes(score, gradient if score.ok and bool(gradient.isfinite().all()) else None)
+
+    def _log_condition(self, parts: Mapping[str, Tensor]) -> Tensor:
+        eigenvalues = torch.linalg.eigvalsh(self.condition(_pair_of(parts)))[0]
+        return eigenvalues[-1].log() - eigenvalues[0].log()
+
     def scores(self, pair: KernelPair) -> list[Score]:
         """Condition number of each architecture's kernel."""
         kernels = self.condition(pair).cpu()
@@ -98,6 +114,36 @@ class KernelScorer:
             return [replace(score, value=PUBLISHED_NAN) if zero else score for score, zero in zip(numbers, dead, strict=True)]
         found = condition_number(kernels)
         return found if isinstance(found, list) else [found]
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """A condition number and the derivatives of its logarithm by the operation weights, float64 (T, E, O) on the host.
+
+    None where the number is not ``ok`` or a derivative is not finite.
+    """
+
+    score: Score
+    gradient: Tensor | None
+
+
+def removal_slopes(gradient: Tensor, alive: Tensor, candidates: Sequence[tuple[int, int, int]]) -> list[float]:
+    """First-order change by each removal (kind, edge, operation), from the ``gradient`` by the weights (T, E, O).
+
+    A removal takes one of the k operations of an edge from 1/k to 0 and the others from 1/k to 1/(k-1): its direction gives
+    (mean of the edge's derivatives - the operation's own) / (k - 1). An edge's only operation goes from 1 to 0.
+    """
+    count = alive.sum(-1)
+    mean = torch.where(alive, gradient, 0.0).sum(-1) / count.clamp(min=1)
+    found = []
+    for kind, edge, operation in candidates:
+        own, others = float(gradient[kind, edge, operation]), int(count[kind, edge]) - 1
+        found.append((float(mean[kind, edge]) - own) / others if others else -own)
+    return found
+
+
+def _pair_of(parts: Mapping[str, Tensor]) -> KernelPair:
+    return KernelPair((parts["body"] + parts["head"]).unsqueeze(0), parts["head"].unsqueeze(0))
 
 
 def _part(name: str, parameter: nn.Parameter) -> str | None:
@@ -145,9 +191,7 @@ def bytes_per_architecture(space: Space, *, cells: int, channels: int, size: int
     return TENSORS_PER_OPERATION * elements * samples * itemsize
 
 
-def forward_macs(space: Space, *, cells: int, channels: int, size: int) -> int:
-    """Multiply-adds of one image through the full supernet."""
-    everything = space.genotype(space.alive())
-    return count(
-        everything, channels=channels, cells=cells, size=size, classes=2, norm="groupnorm16", tail=True, space=space
-    ).macs
+def forward_macs(space: Space, *, cells: int, channels: int, size: int, genotype: Genotype | None = None) -> int:
+    """Multiply-adds of one image through the full supernet, or through what a ``genotype`` leaves of it."""
+    left = space.genotype(space.alive()) if genotype is None else genotype
+    return count(left, channels=channels, cells=cells, size=size, classes=2, norm="groupnorm16", tail=True, space=space).macs

@@ -60,22 +60,41 @@ def maml_regression(
     return adapted + learned @ (query_targets.double() - adapted[:trained])
 
 
+def meta_outputs(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    query: Tensor,
+    support: Tensor,
+    targets: Tensor,
+    *,
+    tasks: int,
+    rate: float,
+    steps: int = 1,
+) -> Tensor:
+    """The meta-outputs F(X, X', Y') of all tasks (Eq. 1), (tasks * q, k), at ``parameters`` and differentiable by them.
+
+    ``query`` (tasks * q, ...) and ``support`` (tasks * s, ...) are task-major, ``targets`` (tasks * s, k). The inner loop takes
+    ``steps`` gradient steps of size ``rate`` on half the squared error of a task's supports.
+    """
+    parts = zip(query.chunk(tasks), support.chunk(tasks), targets.chunk(tasks), strict=True)
+    return torch.cat([_meta_output(model, parameters, *part, rate, steps) for part in parts])
+
+
 def meta_kernel(
     model: nn.Module, query: Tensor, support: Tensor, targets: Tensor, *, tasks: int, rate: float, steps: int = 1
 ) -> Tensor:
     """The kernel of the meta-output by its definition (Eq. 1 and 4 without 1/l): J J^T, J the Jacobian of the adapted outputs.
 
-    ``query`` (tasks * q, ...) and ``support`` (tasks * s, ...) are task-major, ``targets`` (tasks * s, k). The inner loop takes
-    ``steps`` gradient steps of size ``rate`` on half the squared error of a task's supports; the Jacobian goes through them,
-    second-order terms included. All parameters count. Returns (tasks * q * k, tasks * q * k) in the model's precision.
+    Arguments are those of :func:`meta_outputs`; the Jacobian goes through the inner steps, second-order terms included. All
+    parameters count. Returns (tasks * q * k, tasks * q * k) in the model's precision. The composite formula
+    (:func:`engine.metantk`) is its limit for wide networks and small steps: ``python -m bench.studies.wide``.
 
     Cost: a backward pass through the inner loop for each of the rows, and the whole Jacobian in memory: for small networks.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def adapted(theta: Mapping[str, Tensor]) -> Tensor:
-        parts = zip(query.chunk(tasks), support.chunk(tasks), targets.chunk(tasks), strict=True)
-        return torch.cat([_meta_output(model, theta, *part, rate, steps) for part in parts]).flatten()
+        return meta_outputs(model, theta, query, support, targets, tasks=tasks, rate=rate, steps=steps).flatten()
 
     rows = jacrev(adapted)(parameters)
     jacobian = torch.cat([part.flatten(1) for part in rows.values()], 1)

@@ -59,15 +59,15 @@ class Geometry(NamedTuple):
         """d <g, x * k> / dx for inputs of ``size`` (H, W)."""
         if _is_depthwise(k, self.groups):
             return depthwise.input_gradient(g, k, size, *self[:3])
-        # Only its shape and layout are read: the gradient takes the layout, which should be the cotangent's.
-        x = g.new_empty(g.shape[0], *size, k.shape[1] * self.groups).permute(0, 3, 1, 2) if _channels_behind(g) else g.new_empty(g.shape[0], k.shape[1]*self.groups, *size)
+        # Only its shape and memory format are read; the gradient takes the cotangent's.
+        shape = g.shape[0], k.shape[1] * self.groups, *size
+        x = g if g.shape == shape else torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_memory_format(g))
         return self._library(g, x, k, (True, False, False))[0]
 
-    def weight_gradient(self, x: Tensor, g: Tensor, kernel: Sequence[int], channels: int) -> Tensor:
-        """d <g, x * k> / dk for kernels of this size over ``channels`` input channels each."""
-        if channels == 1 and x.shape[1] == g.shape[1] == self.groups > 1:
-            return depthwise.weight_gradient(x, g, kernel, *self[:3])
-        k = x.new_empty(g.shape[1], channels, *kernel)
+    def weight_gradient(self, x: Tensor, g: Tensor, k: Tensor) -> Tensor:
+        """d <g, x * k> / dk; of k only the shape is read."""
+        if _is_depthwise(k, self.groups):
+            return depthwise.weight_gradient(x, g, k.shape[2:], *self[:3])
         return self._library(g, x, k, (False, True, False))[1]
 
     def _library(self, g: Tensor, x: Tensor, k: Tensor, wanted: tuple[bool, bool, bool]) -> tuple[Tensor, ...]:
@@ -75,8 +75,8 @@ class Geometry(NamedTuple):
         return torch.ops.aten.convolution_backward(g, x, k, None, stride, padding, dilation, False, (0, 0), groups, wanted)
 
 
-def _channels_behind(x: Tensor) -> bool:
-    return x.stride(1) == 1
+def _memory_format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
 
 
 def _is_depthwise(k: Tensor, groups: int) -> bool:
@@ -94,8 +94,12 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         (x, k), (g,) = ctx.saved_tensors, cotangents
         needs_x, needs_k, _ = ctx.needs_input_grad
+        needs_k = needs_k and not _weights_are_held.get()
+        if not torch.is_grad_enabled():
+            dx = ctx.geometry.input_gradient(g, k, x.shape[2:]) if needs_x else None
+            return dx, ctx.geometry.weight_gradient(x, g, k) if needs_k else None, None
         dx = _InputGradient.apply(g, k, x.shape[2:], ctx.geometry) if needs_x else None
-        dk = _WeightGradient.apply(x, g, k.shape, ctx.geometry) if needs_k and not _weights_are_held.get() else None
+        dk = _WeightGradient.apply(x, g, k.detach(), ctx.geometry) if needs_k else None
         return dx, dk, None
 
 
@@ -111,16 +115,16 @@ class _InputGradient(torch.autograd.Function):
         (g, k), (x,) = ctx.saved_tensors, cotangents
         needs_g, needs_k, *_ = ctx.needs_input_grad
         dg = _Convolution.apply(x, k, ctx.geometry) if needs_g else None
-        dk = _WeightGradient.apply(x, g, k.shape, ctx.geometry) if needs_k and not _weights_are_held.get() else None
+        dk = _WeightGradient.apply(x, g, k.detach(), ctx.geometry) if needs_k and not _weights_are_held.get() else None
         return dg, dk, None, None
 
 
 class _WeightGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, g: Tensor, like: Tensor, geometry: Geometry) -> Tensor:
         ctx.geometry = geometry
         ctx.save_for_backward(x, g)
-        return geometry.weight_gradient(x, g, shape[2:], shape[1])
+        return geometry.weight_gradient(x, g, like)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
@@ -140,7 +144,9 @@ class _Normalisation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
-        return _NormGradient.apply(cotangents[0], *ctx.saved_tensors)
+        x, mean, rstd = ctx.saved_tensors
+        g = cotangents[0].contiguous(memory_format=_memory_format(x))
+        return (_NormGradient.apply if torch.is_grad_enabled() else _jacobian)(g, x, mean, rstd)
 
 
 class _NormGradient(torch.autograd.Function):
@@ -159,10 +165,15 @@ class _NormGradient(torch.autograd.Function):
             return *plain_gradients(_plain_jacobian, (g, x), ctx.needs_input_grad[:2], (u,)), None, None
         y = (x - mean[:, None, None]).mul_(rstd[:, None, None])
         g1, u1, gy, uy, gu = _mean(g), _mean(u), _mean(g * y), _mean(u * y), _mean(g * u)
+        dg = None
+        if ctx.needs_input_grad[0]:
+            dg = torch.addcmul((-rstd * u1)[:, None, None], u, rstd[:, None, None])
+            dg.addcmul_(y, (-rstd * uy)[:, None, None])
         square = rstd * rstd
-        dx = y.mul_((square * (3 * gy * uy + g1 * u1 - gu))[:, None, None]).add_((square * (g1 * uy + u1 * gy))[:, None, None])
+        slope, constant = square * (3 * gy * uy + g1 * u1 - gu), square * (g1 * uy + u1 * gy)
+        dx = torch.addcmul(constant[:, None, None], y, slope[:, None, None])
         dx.addcmul_(g, (-square * uy)[:, None, None]).addcmul_(u, (-square * gy)[:, None, None])
-        return _jacobian(u, x, mean, rstd) if ctx.needs_input_grad[0] else None, dx, None, None
+        return dg, dx, None, None
 
 
 def _jacobian(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
@@ -182,8 +193,7 @@ def _plain_jacobian(g: Tensor, x: Tensor) -> tuple[Tensor]:
 
 def _mean(x: Tensor) -> Tensor:
     """Mean of each channel, (C,)."""
-    rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-    return rows.new_full((1, len(rows)), 1 / len(rows)).mm(rows)[0]
+    return x.mean((0, 2, 3))
 
 
 def batch_norm(x: Tensor) -> Tensor:
@@ -191,6 +201,13 @@ def batch_norm(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or is_transformed():
         return torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)[0]
     return _Normalisation.apply(x)
+
+
+def convolution(x: Tensor, k: Tensor, geometry: Geometry) -> Tensor:
+    """x * k, (N, C, H, W) by (O, C/groups, kh, kw), whose gradients of every order are convolutions."""
+    if x.device.type != "cpu" or is_transformed():
+        return F.conv2d(x, k, None, *geometry)
+    return _Convolution.apply(x, k, geometry)
 
 
 class Convolution(nn.Conv2d):

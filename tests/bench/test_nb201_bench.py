@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -27,7 +29,7 @@ def test_proxies_are_measured() -> None:
 
 
 def test_te_nas_study(tmp_path, capsys) -> None:
-    cells = np.array(list(every_cell())[::5], dtype=np.uint8)
+    cells = np.array(list(every_cell())[::3], dtype=np.uint8)
     np.savez(
         tmp_path / "table.npz",
         ops=cells,
@@ -42,7 +44,10 @@ def test_te_nas_study(tmp_path, capsys) -> None:
     assert te_nas(words.split()) == 0
     printed = capsys.readouterr().out
     assert "published mean 93.90; best of the table" in printed
-    assert (tmp_path / "te-nas-0" / "result.json").is_file()
+    results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in ("te-nas-0", "te-nas-none-0")}
+    # four operations an edge, then three, then two; five where "none" competes
+    assert [result["evaluations"] for result in results.values()] == [3 * 6 * (4 + 3 + 2), 3 * 6 * (5 + 4 + 3 + 2)]
+    assert "none" not in results["te-nas-0"]["architecture"]
     first = printed[printed.index("seed  TE-NAS") :]
     assert te_nas(words.split()) == 0
     again = capsys.readouterr().out

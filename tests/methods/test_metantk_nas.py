@@ -251,7 +251,7 @@ def test_a_candidate_whose_score_is_nan_is_named_and_ranks_last(tmp_path, capsys
 
 @pytest.mark.usefixtures("one_nan")
 def test_a_score_that_is_nan_ends_the_search_where_that_is_asked(tmp_path):
-    with pytest.raises(NumericalError, match=r"condition not finite without .* --nonfinite last"):
+    with pytest.raises(NumericalError, match=r"condition not finite without .* --nonfinite skip"):
         search(tmp_path / "run", "--nonfinite", "stop", "--width", "8")
     last = json.loads((tmp_path / "run/scores.jsonl").read_text().splitlines()[2])
     assert last["condition_status"] == "nonfinite"
