@@ -11,12 +11,13 @@ from torch.func import functional_call
 
 from engine.learning.outer import Problem
 from engine.methods.learning_options import LearningOptions, MAMLOptions
-from engine.methods.meta_data import draw_network, load_others, load_tasks
+from engine.methods.meta_data import ImageTasks, draw_network, load_others, load_tasks
 from engine.methods.meta_jobs import jobs
 from engine.methods.meta_learner import Learner, part_of
 from engine.methods.meta_result import finish, protocol
 from engine.methods.meta_study import study
-from engine.methods.meta_training import train
+from engine.methods.meta_training import settle_length, train
+from engine.runs.distribution import ALONE, Ranks
 from engine.runs.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -30,6 +31,14 @@ def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str
     watch = Stopwatch()
     source = load_tasks(options)
     others = load_others(options, source)
+    options = settle_length(options, lambda settled: make_learner(settled, source, ALONE), source, run)
+    learner = make_learner(options, source, run.ranks)
+    curve = train(learner, source, run, stop, progress)
+    return finish(learner, options, curve, {options.data: source, **others}, run, stop, watch)
+
+
+def make_learner(options: MAMLOptions, source: ImageTasks, ranks: Ranks) -> Learner:
+    """The network, what of it is adapted and what is learned."""
     module, values = draw_network(options, source.data)
     rates = {name: options.inner_rate for name in values if part_of(name) != options.frozen}
     problem = Problem(
@@ -39,9 +48,7 @@ def search(options: MAMLOptions, run: Run, stop: Any, progress: Any) -> dict[str
         tuple(values),
         options.first_order,
     )
-    learner = Learner(options, problem, module, values, ranks=run.ranks, leading=options.leading)
-    curve = train(learner, source, run, stop, progress)
-    return finish(learner, options, curve, {options.data: source, **others}, run, stop, watch)
+    return Learner(options, problem, module, values, ranks=ranks, leading=options.leading)
 
 
 def plan(options: LearningOptions) -> list[tuple[str, str]]:

@@ -25,11 +25,20 @@ METHODS: Mapping[str, type[OuterOptions]] = {
     "boil": BOILOptions,
     "meta-ticket": MetaTicketOptions,
 }
-VARIANTS: Mapping[str, Callable[[OuterOptions], dict[str, Any]]] = {
+
+
+def rerand_every(options: MetaTicketOptions) -> int:
+    """Outer steps between new draws of pruned weights: a thirtieth of all, as published, unless the options say it."""
+    if options.rerand_every is None and options.cpu_seconds is not None:
+        raise ConfigurationError("--compare: +iterand with --cpu-seconds needs --rerand-every, since the steps are not known yet")
+    return options.rerand_every or max(1, options.iterations // 30)
+
+
+VARIANTS: Mapping[str, Callable[[MetaTicketOptions], dict[str, Any]]] = {
     "boil": lambda options: {"boil": True},
-    "iterand": lambda options: {"rerand_every": max(1, options.iterations // 30)},  # every 1000 of 30000 are published
+    "iterand": lambda options: {"rerand_every": rerand_every(options)},
     "pruneout": lambda options: {"prune_output": True},
-    "untrained": lambda options: {"sparsity": 0.5, "iterations": 0},
+    "untrained": lambda options: {"sparsity": 0.5, "iterations": 0, "cpu_seconds": None},
 }
 _OF_THE_STUDY = INVOCATION | {"compare", "vary", "seeds", "seed", "preset"}
 
@@ -91,7 +100,7 @@ def method_options(options: OuterOptions, label: str) -> OuterOptions:
     given = {name: value for name, value in {**kind.preset_values(options.preset), **changed}.items() if name in names}
     found = kind(**given, preset=options.preset)
     for variant in variants:
-        if variant not in VARIANTS or kind is not MetaTicketOptions:
+        if variant not in VARIANTS or not isinstance(found, MetaTicketOptions):
             raise ConfigurationError(f"--compare: {label!r}: only meta-ticket has variants, {', '.join(VARIANTS)}")
         found = replace(found, **VARIANTS[variant](found))
     return found

@@ -51,9 +51,9 @@ def finish_job(run: Run, job: Job, stop: Any, progress: Any) -> None:
     directory, ranks = run.directory / job.folder, _ranks_below(run.ranks, job.folder)
     if ranks.share("finished", ranks.lead and (directory / "result.json").is_file()):
         return
-    chunk = ranks.share("chunk", _written_chunk(job, directory) if ranks.lead else None)
-    job = replace(job, options=replace(job.options, task_chunk=chunk))
+    job = replace(job, options=replace(job.options, **ranks.share("decided", _decided(job, directory) if ranks.lead else {})))
     with _opened(directory, job, ranks) as own:
+        own.nonfinite = job.options.nonfinite
         result = find_method(job.method).load_search()(job.options, own, stop, progress)
         head = {"schema": 1, "method": job.method, "data": job.options.data, "seed": job.options.seed}
         own.write_json("result.json", {**head, **result})
@@ -69,12 +69,13 @@ def _opened(directory: Path, job: Job, ranks: Ranks) -> Run:
     return Run.create(directory, to_toml(job.method, job.options), environment(), ranks=ranks)
 
 
-def _written_chunk(job: Job, directory: Path) -> int | None:
-    """The task chunk of a run that was begun, where memory or ranks may have decided it."""
+def _decided(job: Job, directory: Path) -> dict[str, Any]:
+    """What a run that was begun has written down of what memory, time or the number of ranks decide."""
     path = directory / CONFIG_NAME
     if not path.is_file():
-        return job.options.task_chunk
-    return from_toml(find_method(job.method), path).get("task_chunk", job.options.task_chunk)
+        return {}
+    written = from_toml(find_method(job.method), path)
+    return {name: written.get(name) for name in ("task_chunk", "cpu_seconds")} | {"iterations": written["iterations"]}
 
 
 def _ranks_below(ranks: Ranks, folder: str) -> Ranks:

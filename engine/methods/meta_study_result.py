@@ -21,7 +21,7 @@ Key = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Finished:
-    """A run of the comparison: its job, its directory, result.json and the lines of metrics.jsonl."""
+    """A run of the comparison: its job, its directory, result.json and the validations of metrics.jsonl."""
 
     job: Job
     directory: Path
@@ -32,7 +32,7 @@ class Finished:
     def read(cls, job: Job, directory: Path) -> Finished:
         """From its run directory."""
         files = read_run(directory, scores=False)
-        return cls(job, directory, files.result, files.metrics)
+        return cls(job, directory, files.result, [line for line in files.metrics if line.get("event") == "validation"])
 
     def each(self, data: str) -> list[float]:
         """Every test task's accuracy in percent, or its loss in a regression; empty where ``data`` was not tested."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
 from engine.learning.ranks import GroupStop
 from engine.learning.tasks import Task
+from engine.methods.learning_options import OuterOptions
 from engine.methods.meta_data import TaskSource
 from engine.methods.meta_learner import Learner
 from engine.runs.config import rewrite_config
@@ -17,6 +20,9 @@ from engine.runs.loop import steps
 
 if TYPE_CHECKING:
     from engine.runs.run import Run
+
+Options = TypeVar("Options", bound=OuterOptions)
+TIMED_SHARE = 0.03  # of a budget in CPU seconds, spent on finding out how long a step takes
 
 
 @dataclass
@@ -44,6 +50,35 @@ class Window:
         loss, right = float(self.losses[: self.filled].mean()), float(self.right[: self.filled].mean())
         self.filled = 0
         return loss, right
+
+
+def settle_length(options: Options, build: Callable[[Options], Learner], source: TaskSource, run: Run) -> Options:
+    """The options with a number of outer steps.
+
+    CPU seconds are turned into one by the lead of the ranks, who times steps of a learner that is thrown away, and written to
+    config.toml.
+    """
+    if options.cpu_seconds is None:
+        return options
+    steps = run.ranks.share("iterations", timed_steps(build(options), source, options.cpu_seconds) if run.ranks.lead else 0)
+    settled = replace(options, iterations=steps, cpu_seconds=None)
+    rewrite_config(run, settled)
+    return settled
+
+
+def timed_steps(learner: Learner, source: TaskSource, seconds: float) -> int:
+    """Outer steps that take ``seconds`` of this process with the time spent here, at least one."""
+
+    def advance(step: int) -> None:
+        learner.step(source.draw("train", learner.options.batch, (step,)), step, lambda chunk: None)
+
+    advance(0)  # loads libraries and takes memory
+    started, done = time.process_time(), 0
+    while time.process_time() - started < TIMED_SHARE * seconds or done < 3:
+        done += 1
+        advance(done)
+    each = (time.process_time() - started) / done
+    return max(1, round((1 - TIMED_SHARE) * seconds / each))
 
 
 def train(learner: Learner, source: TaskSource, run: Run, stop: Any, progress: Any) -> list[dict[str, Any]]:

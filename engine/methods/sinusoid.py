@@ -22,8 +22,9 @@ from engine.methods.meta_jobs import jobs
 from engine.methods.meta_learner import Learner, part_of
 from engine.methods.meta_result import plots, tested
 from engine.methods.meta_study import study
-from engine.methods.meta_training import train
+from engine.methods.meta_training import settle_length, train
 from engine.methods.sinusoid_options import SinusoidOptions
+from engine.runs.distribution import ALONE, Ranks
 from engine.runs.stopwatch import Stopwatch
 from engine.spaces.networks import SinusoidMLP
 
@@ -60,7 +61,8 @@ def search(options: SinusoidOptions, run: Run, stop: Any, progress: Any) -> dict
         return study(options, run, stop, progress)
     watch = Stopwatch()
     source = Sinusoids(options)
-    learner = make_learner(options, run)
+    options = settle_length(options, lambda settled: make_learner(settled, ALONE), source, run)
+    learner = make_learner(options, run.ranks)
     curve = train(learner, source, run, stop, progress)
     found = learner.test(source, "test", options.test_tasks, (), stop)
     by_step = [learner.test(source, "test", options.test_tasks, (), stop, steps=k) for k in range(options.steps(training=False))]
@@ -89,7 +91,7 @@ def plan(options: SinusoidOptions) -> list[tuple[str, str]]:
     return [("runs", f"{len(runs)}: {', '.join(runs)}"), ("training", steps)]
 
 
-def make_learner(options: SinusoidOptions, run: Run) -> Learner:
+def make_learner(options: SinusoidOptions, ranks: Ranks) -> Learner:
     """The regressor with what is learned of it."""
     with torch.device("meta"):
         model = SinusoidMLP(options.factor)
@@ -98,7 +100,7 @@ def make_learner(options: SinusoidOptions, run: Run) -> Learner:
     steps, order = options.steps(training=True), options.first_order
     if options.learner != "meta-ticket":
         problem = Problem(lambda p, x: functional_call(module, p, (x,)), rates, steps, tuple(params), order, mean_squared_error)
-        return Learner(options, problem, module, params, ranks=run.ranks)
+        return Learner(options, problem, module, params, ranks=ranks)
     others = [name for name in params if name != MASKED] if options.auxiliary else []
     network, params = mask_parameters(module, params, lambda name: name == MASKED, seed=options.seed)
 
@@ -107,7 +109,7 @@ def make_learner(options: SinusoidOptions, run: Run) -> Learner:
             rerandomise(network, params, 1.0, "kaiming-normal", seed=options.seed, step=step)
 
     problem = Problem(network.predict, rates, steps, (*network.scores, *others), order, mean_squared_error)
-    return Learner(options, problem, module, params, network, after, ranks=run.ranks)
+    return Learner(options, problem, module, params, network, after, ranks=ranks)
 
 
 def step_table(errors: list[dict[str, Any]]) -> dict[str, Any]:

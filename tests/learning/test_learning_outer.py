@@ -13,8 +13,10 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from engine.errors import ConfigurationError
+from engine.learning import masked_mlp
+from engine.learning.evaluation import learned_outputs, support_predict
 from engine.learning.inner import SGD, Adam, adapt
-from engine.learning.masked_mlp import is_written_out, mlp_batch
+from engine.learning.masked_mlp import is_written_out, mlp_batch, mlp_outputs
 from engine.learning.masking import MaskedNetwork, mask_parameters, score_name
 from engine.learning.outer import Problem, analytic, automatic, looped, meta_gradient, reptile, vmapped
 from engine.learning.tasks import Task, sinusoid_tasks
@@ -64,6 +66,23 @@ def test_all_ways_give_the_same_gradient(masked: bool, steps: int, first_order: 
             torch.testing.assert_close(found.gradients[name], expected.gradients[name], rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found.outputs, expected.outputs)
         torch.testing.assert_close(found.losses, expected.losses)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("frozen", [None, "classifier", "features"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_written_out_answers_are_those_of_the_module(
+    masked: bool, frozen: str | None, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, params, model, ticket = make_problem(masked, 3, frozen=frozen)
+    tasks = make_tasks()
+    shared = support_predict(model, 6, ticket.effective if ticket else lambda p: p) if alone else None
+    monkeypatch.setattr(masked_mlp, "ADAPTED_NUMBERS", 2 * (12 * 8 + 8 * 7))  # two of the three tasks at a time
+    found = mlp_outputs(problem, model, ticket, alone=alone)(params, tasks)
+    for together in (False, True):
+        expected = learned_outputs(problem, together=together, shared=shared)(params, tasks)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    assert (found != mlp_outputs(problem, model, ticket, alone=not alone)(params, tasks)).any()
 
 
 def test_outer_gradient_is_the_derivative_of_the_query_loss() -> None:

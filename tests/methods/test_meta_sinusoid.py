@@ -12,12 +12,9 @@ import torch
 from engine.cli import main
 from engine.methods.sinusoid import MASKED, Sinusoids, make_learner
 from engine.methods.sinusoid_options import SinusoidOptions
+from engine.runs.distribution import ALONE
 
 QUICK = ["--iterations", "4", "--validate-every", "2", "--validation-tasks", "5", "--test-tasks", "30", "--inner-steps", "2"]
-
-
-class Alone:
-    from engine.runs.distribution import ALONE as ranks
 
 
 def search(out: Path, *words: str) -> dict[str, Any]:
@@ -45,7 +42,7 @@ def test_both_methods_are_compared_on_the_same_tasks(tmp_path: Path) -> None:
 
 
 def test_a_ticket_learns_scores_and_what_is_not_masked() -> None:
-    learner = make_learner(SinusoidOptions(device="cpu", learner="meta-ticket", rerand_every=2), Alone)  # type: ignore[arg-type]
+    learner = make_learner(SinusoidOptions(device="cpu", learner="meta-ticket", rerand_every=2), ALONE)
     source = Sinusoids(SinusoidOptions(device="cpu"))
     before = {name: value.clone() for name, value in learner.params.items()}
     for step in range(2):
@@ -55,13 +52,13 @@ def test_a_ticket_learns_scores_and_what_is_not_masked() -> None:
     kept = learner.network.masks(learner.params)[MASKED]  # type: ignore[union-attr]
     assert torch.equal(learner.params[MASKED][kept], before[MASKED][kept])
     assert (learner.params[MASKED] != before[MASKED]).any()
-    only = make_learner(SinusoidOptions(device="cpu", learner="meta-ticket", auxiliary=False), Alone)  # type: ignore[arg-type]
+    only = make_learner(SinusoidOptions(device="cpu", learner="meta-ticket", auxiliary=False), ALONE)
     assert only.problem.learned == (f"{MASKED}_score",)
 
 
 @pytest.mark.parametrize(("name", "moving"), [("anil", {"hidden3"}), ("boil", {"hidden1", "hidden2"})])
 def test_anil_adapts_the_last_layer_and_boil_the_others(name: str, moving: set[str]) -> None:
-    learner = make_learner(SinusoidOptions(device="cpu", learner=name), Alone)  # type: ignore[arg-type]
+    learner = make_learner(SinusoidOptions(device="cpu", learner=name), ALONE)
     assert {key.partition(".")[0] for key in learner.problem.rates} == moving
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.cli import main
 from engine.errors import ConfigurationError
+from engine.methods import meta_training
 from engine.methods.learning_options import MAMLOptions, MetaTicketOptions
 from engine.methods.learning_presets import LEARNING_PRESETS
 from engine.methods.meta_jobs import Job, jobs
@@ -62,6 +65,66 @@ def test_a_comparison_is_stopped_and_goes_on_with_the_same_bytes(
     assert (ticket / "masks.svg").read_text() in (ticket / "report.html").read_text()
 
 
+def test_methods_are_tested_across_data_sets(tmp_path: Path) -> None:
+    names = []
+    for number in range(2):
+        images = np.random.default_rng(number).integers(0, 255, (80, 8, 8), dtype=np.uint8)
+        labels = np.arange(80) % 8
+        path = tmp_path / f"set{number}.npz"
+        np.savez(path, images=images, labels=labels, split=np.array(["train"] * 5 + ["test"] * 3))
+        names.append(f"npz:{path}")
+    both = ",".join(names)
+    words = ["--data", names[0], "--vary", f"data={both}", "--also-test", both, "--ways", "3", "--shots", "2", "--quiet"]
+    assert search(tmp_path / "out", *words) == 0
+    table = json.loads((tmp_path / "out" / "result.json").read_text())["tables"][0]
+    assert table["columns"] == ["method", "data", "runs", *names]
+    assert [row[1] for row in table["rows"]] == names
+    assert all("±" in cell for row in table["rows"] for cell in row[3:])
+
+
+def test_seconds_become_steps_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_training, "timed_steps", lambda learner, source, seconds: round(3 * seconds))
+    plain = Learner.step
+
+    def stopping(self: Learner, tasks: Any, step: int, *rest: Any) -> Any:
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return plain(self, tasks, step, *rest)
+
+    monkeypatch.setattr(Learner, "step", stopping)
+    assert search(tmp_path, "--compare", "maml", "--cpu-seconds", "2", "--quiet") == 75
+    monkeypatch.setattr(Learner, "step", plain)
+    monkeypatch.delattr(meta_training, "timed_steps")  # not timed again
+    assert main(["search", "maml", "--out", str(tmp_path), "--resume", "--quiet"]) == 0
+    own = tomllib.loads((tmp_path / "maml-0" / "config.toml").read_text())
+    assert own["iterations"] == 6
+    assert "cpu_seconds" not in own
+    assert json.loads((tmp_path / "result.json").read_text())["tables"][2]["rows"][0][1] == 6
+
+
+def test_steps_are_timed_on_a_learner_that_is_thrown_away(tmp_path: Path) -> None:
+    assert search(tmp_path, "--cpu-seconds", "0.05", "--quiet") == 0
+    steps = tomllib.loads((tmp_path / "config.toml").read_text())["iterations"]
+    assert search(tmp_path / "same", "--iterations", str(steps), "--quiet") == 0
+    first, second = (json.loads((out / "result.json").read_text()) for out in (tmp_path, tmp_path / "same"))
+    assert first["tests"] == second["tests"]
+
+
+def test_what_becomes_of_nan_is_told_to_every_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Learner.step
+
+    def broken(self: Learner, tasks: Any, step: int, *rest: Any) -> Any:
+        facts, asked = plain(self, tasks, step, *rest)
+        if step == 3:
+            facts[1, 0] = float("nan")
+        return facts, asked
+
+    monkeypatch.setattr(Learner, "step", broken)
+    assert search(tmp_path / "stop", "--seeds", "2", "--quiet") == 4
+    assert search(tmp_path / "skip", "--seeds", "2", "--nonfinite", "skip", "--quiet") == 0
+    assert "nonfinite" in (tmp_path / "skip" / "maml-1" / "metrics.jsonl").read_text()
+
+
 def test_methods_keep_their_own_settings_and_take_what_was_set() -> None:
     found = {job.label: job.options for job in jobs(MAMLOptions(compare="maml,anil,meta-ticket+boil", inner_rate=0.3, ways=3))}
     assert [options.outer for options in found.values()] == ["adamw", "adamw", "sgd"]
@@ -99,6 +162,7 @@ def test_experiments_name_runs_that_can_be_started(name: str) -> None:
         ({"compare": "maml+boil"}, "only meta-ticket has variants"),
         ({"compare": "meta-ticket+boli"}, "only meta-ticket has variants, boil"),
         ({"compare": "maml,maml"}, "name each method and value once"),
+        ({"compare": "meta-ticket+iterand", "cpu_seconds": 3.0}, "needs --rerand-every"),
         ({"vary": "inner_rate"}, "is not an option and its values"),
         ({"vary": "seed=1,2"}, "is not an option and its values"),
         ({"vary": "factor=1,two"}, "--vary: '1,two'"),
