@@ -1,8 +1,8 @@
 """The compare command: several methods under one protocol, one table.
 
 ``python -m engine.compare METHOD ... [OPTIONS]``, or ``engine compare``. Every method is searched, trained and tested once a
-seed, each in a run directory of its own below the comparison's, ``METHOD-SEED/search`` and ``METHOD-SEED/train``; what is
-finished is not done again.
+seed, each in a run directory of its own below the comparison's, ``METHOD-SEED/search``, ``METHOD-SEED/train`` and, on a second
+data set, ``METHOD-SEED/transfer``; what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cli import run_command
 from engine.errors import ConfigurationError
-from engine.evaluation.compare_options import CompareOptions
+from engine.evaluation.compare_options import CompareOptions, Entry
 from engine.evaluation.published import KNOWN
 from engine.evaluation.registry import TRAIN
 from engine.methods.options import CellOptions
@@ -26,6 +26,8 @@ from engine.search import start
 if TYPE_CHECKING:
     from engine.evaluation.comparison import Trained
     from engine.runs.run import Run
+
+DRAWS = 1_000_003  # between the seeds by which a seed's random cells are drawn
 
 COMPARE = Command(
     "Search, train and test with several methods and tabulate them.",
@@ -44,47 +46,72 @@ def main(argv: Sequence[str] | None = None) -> int:
 def plan(options: CompareOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``."""
     check_methods(options)
-    names = ", ".join(options.method_names)
-    return [("methods", names), ("runs of each", str(options.seeds)), ("training", options.train_preset)]
+    rows = [("methods", options.methods.replace(",", ", ")), ("runs of each", str(options.seeds))]
+    rows += [("training", options.train_preset)]
+    return rows + ([("transferred to", options.transfer_to)] if options.transfer_to else [])
 
 
 def compare(options: CompareOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Do what is not done yet, then tabulate; a stop is obeyed inside a search or training, which then resumes where it was."""
-    from engine.evaluation.comparison import comparison
+    from engine.evaluation.comparison import comparison, transferred
 
     check_methods(options)
     run.load()
-    jobs = [(name, options.seed + k) for name in options.method_names for k in range(options.seeds)]
-    trained = []
+    runs: list[Trained] = []
+    moved: list[Trained] = []
+    jobs = [
+        (entry, options.seed + k, cell)
+        for entry in options.entries
+        for k in range(options.seeds)
+        for cell in range(options.random_cells if entry.name == "random" else 1)
+    ]
     with progress(len(jobs), "comparing") as bar:
-        for name, seed in jobs:
-            trained.append(search_and_train(options, run.directory / f"{name}-{seed}", name, seed))
+        for entry, seed, cell in jobs:
+            own, *elsewhere = search_and_train(options, run.directory, entry, seed, cell)
+            runs.append(own)
+            moved += elsewhere
             bar.advance()
             stop.check()
-    return comparison(trained)
+    found = comparison(runs)
+    if options.transfer_to is not None:
+        found["tables"] += transferred(options.data, options.transfer_to, moved)
+    return found
 
 
 def check_methods(options: CompareOptions) -> None:
     """Refuse methods that find no cell, before anything is computed."""
-    for name in options.method_names:
-        if name not in KNOWN and not issubclass(find_method(name, METHODS).options, CellOptions):
-            raise ConfigurationError(f"--methods: {name!r} searches no cell that could be trained")
+    for entry in options.entries:
+        if entry.name not in KNOWN and not issubclass(find_method(entry.name, METHODS).options, CellOptions):
+            raise ConfigurationError(f"--methods: {entry.name!r} searches no cell that could be trained")
 
 
-def search_and_train(options: CompareOptions, directory: Path, name: str, seed: int) -> Trained:
-    """One method with one seed, as far as it is not done yet."""
+def search_and_train(options: CompareOptions, out: Path, entry: Entry, seed: int, cell: int) -> list[Trained]:
+    """One entry with one seed, as far as it is not done yet: the training on the data set, and on the one transferred to.
+
+    The cells that ``random`` draws for a seed differ by the seed of their draw; their trainings share the seed.
+    """
     from engine.evaluation.comparison import Trained
 
-    common = ["--data", options.data, "--seed", str(seed), "--device", options.device, "--threads", str(options.threads)]
-    common += ["--quiet", *_given("--data-root", options.data_root)]
-    network, searched = name, {}
-    if name not in KNOWN:
-        words = [name, "--preset", options.search_preset, *_given("--size", options.search_size), *common]
+    directory = out / (f"{entry.text}-{seed}" + (f"-cell{cell}" if cell else ""))
+    common = ["--device", options.device, "--threads", str(options.threads)]
+    common += ["--quiet", *_given("--data-root", options.data_root), *_given("--cells", entry.cells)]
+    network, searched = entry.name, {}
+    if entry.name not in KNOWN:
+        words = [entry.name, "--preset", entry.preset(options.search_preset), *_given("--size", options.search_size), *common]
+        words += ["--data", options.data, "--seed", str(seed + DRAWS * cell)]
         searched = _finished(SEARCH, words, directory / "search")
         network = str(directory / "search")
-    words = ["rfs", "--network", network, "--preset", options.train_preset, *common]
+    words = [entry.recipe, "--network", network, "--seed", str(seed), *common]
     words += [*_given("--budget", options.budget), *_given("--tasks", options.tasks)]
-    return Trained(name, seed, str(directory / "train"), searched, _finished(TRAIN, words, directory / "train"))
+    sets = [("train", options.data, options.train_preset)]
+    if options.transfer_to is not None:
+        sets.append(("transfer", options.transfer_to, options.transfer_preset or options.train_preset))
+    found = []
+    for name, data, preset in sets:
+        own = [*words, "--data", data, "--preset", entry.preset(preset)]
+        result = _finished(TRAIN, own, directory / name)
+        found.append(Trained(entry.text, seed, str(directory / name), searched, result))
+    return found
 
 
 def _given(flag: str, value: str | int | None) -> list[str]:

@@ -21,7 +21,7 @@ from engine.evaluation.options import PRESETS
 from engine.evaluation.registry import TRAIN
 from engine.methods.options import CellOptions, RunOptions, suggestion
 from engine.methods.registry import SEARCH, Command, Method
-from engine.runs.config import CONFIG_NAME, choose, free_directory, resolve, restarted, to_toml
+from engine.runs.config import CONFIG_NAME, choose, command_line, free_directory, resolve, restarted, to_toml
 from engine.runs.distribution import Ranks, joined, world_size
 from engine.spaces.space import get_space
 
@@ -127,6 +127,7 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
     import torch
 
     from engine.runs.environment import environment
+    from engine.runs.memory import out_of_memory
     from engine.runs.profiling import profiled, span
     from engine.runs.progress import Progress
     from engine.runs.run import FollowingRun, Run
@@ -153,6 +154,11 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
             if ranks.lead and not options.resume:
                 _discard_unused(run, keep_directory=existed)
             raise
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            remedy = "lower what is held at once, such as the batch, the channels or the image size, or use a machine with more"
+            raise ConfigurationError(f"memory does not hold one step of {method.name}; {remedy}") from None
         if ranks.lead:
             result = with_benchmark(result, table)
             _leave(run, method, options, result)
@@ -202,7 +208,8 @@ def _leave(run: Run, method: Method, options: RunOptions, result: dict[str, Any]
     from engine.runs.drawing import draw_cell
     from engine.runs.report import write_report
 
-    head = {"schema": 1, "method": method.name, "data": options.data, "seed": options.seed}
+    command = command_line(method, run.directory / CONFIG_NAME)
+    head = {"schema": 1, "method": method.name, "data": options.data, "seed": options.seed, "command": command}
     genotype = result.get("genotype")
     if genotype is not None:
         run.write_text("genotype.json", genotype.to_json())

@@ -128,7 +128,7 @@ def test_bad_inputs_leave_nothing(
 
 def test_a_diverging_training_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--out", "a", "--rate", "1e30", "--warmup", "0") == 4
-    assert "lower --rate" in capsys.readouterr().err
+    assert "lower" in capsys.readouterr().err
 
 
 def test_a_search_then_trains_what_it_found(

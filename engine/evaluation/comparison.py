@@ -60,8 +60,48 @@ def comparison(runs: Sequence[Trained]) -> dict[str, Any]:
     for run in runs:
         groups.setdefault(run.method, []).append(run)
     kinds = [test["kind"] for test in runs[0].train["tests"]]
-    tables = [accuracy_table(groups, kinds), cost_table(groups), difference_table(groups, kinds), run_table(runs, kinds)]
+    tables = [accuracy_table(groups, kinds), cost_table(groups), difference_table(groups, kinds)]
+    tables += [*random_tables(groups, kinds), run_table(runs, kinds)]
     return {"tables": tables, "plots": [accuracy_plot(groups, kinds[0])]}
+
+
+def transferred(source: str, target: str, runs: Sequence[Trained]) -> list[dict[str, Any]]:
+    """Tables of what was found on one data set, trained and tested on another."""
+    groups: dict[str, list[Trained]] = {}
+    for run in runs:
+        groups.setdefault(run.method, []).append(run)
+    kinds = [test["kind"] for test in runs[0].train["tests"]]
+    tables = [accuracy_table(groups, kinds), difference_table(groups, kinds), run_table(runs, kinds)]
+    return [{**table, "title": f"{table['title']} (from {source} to {target})"} for table in tables]
+
+
+def by_seed(runs: Sequence[Trained], kind: int) -> list[float]:
+    """Accuracy of each seed in the order of the runs, the mean where a seed has several (random cells)."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        found.setdefault(run.seed, []).append(run.accuracy(kind))
+    return [mean(values) for values in found.values()]
+
+
+def random_tables(groups: dict[str, list[Trained]], kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """How the cells that ``random`` drew scatter, and what share of them every other method's mean is above; nothing if there is
+    none or one."""
+    drawn = [run for name, runs in groups.items() if name.partition("@")[0] == "random" for run in runs]
+    if len(drawn) < 2:
+        return []
+    rows = []
+    for kind, name in enumerate(kinds):
+        values = [run.accuracy(kind) for run in drawn]
+        others = [
+            f"{method} {sum(value < mean(run.accuracy(kind) for run in runs) for value in values)}/{len(values)}"
+            for method, runs in groups.items()
+            if method.partition("@")[0] != "random"
+        ]
+        numbers = [f"{value:.2f}" for value in (mean(values), stdev(values), min(values), max(values))]
+        rows.append([name, len(values), *numbers, ", ".join(others)])
+    columns = ["tasks", "cells", "mean", "sd", "worst", "best", "cells below the mean of"]
+    note = "Percent. The spread holds that of cells and that of trainings; what is above all of few cells is not thereby better."
+    return [{"title": "Random cells", "columns": columns, "rows": rows, "note": note}]
 
 
 def accuracy_table(groups: dict[str, list[Trained]], kinds: Sequence[str]) -> dict[str, Any]:
@@ -98,7 +138,7 @@ def difference_table(groups: dict[str, list[Trained]], kinds: Sequence[str]) -> 
     rows = []
     for first, second in combinations(groups, 2):
         for kind, name in enumerate(kinds):
-            found = paired_difference(*([run.accuracy(kind) for run in groups[method]] for method in (first, second)))
+            found = paired_difference(*(by_seed(groups[method], kind) for method in (first, second)))
             interval = "one run each" if found.interval is None else f"± {found.interval:.2f}"
             verdict = "supported" if found.supported else "not supported"
             rows.append([f"{first} − {second}", name, f"{found.value:+.2f}", interval, verdict])
@@ -115,15 +155,11 @@ def run_table(runs: Sequence[Trained], kinds: Sequence[str]) -> dict[str, Any]:
             run.seed,
             *(f"{run.accuracy(kind):.2f}" for kind in range(len(kinds))),
             run.train["parameters"],
-            _command(run),
+            run.train.get("command"),
         ]
         for run in runs
     ]
     return {"title": "Runs", "columns": ["method", "seed", *kinds, "parameters", "command"], "rows": rows}
-
-
-def _command(run: Trained) -> str:
-    return f"python -m engine.train --config {run.directory}/config.toml"
 
 
 def accuracy_plot(groups: dict[str, list[Trained]], kind: str) -> dict[str, Any]:

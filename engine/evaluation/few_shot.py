@@ -16,7 +16,7 @@ from engine.data.image_set import ImageSet
 from engine.evaluation.augment import augment
 from engine.evaluation.classifiers import fit
 from engine.evaluation.networks import embed
-from engine.evaluation.options import RFSOptions
+from engine.evaluation.options import FewShotTestOptions
 from engine.evaluation.protocol import Protocol
 from engine.evaluation.tasks import Kind, draw
 from engine.runs.streams import stream
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 IMAGES = 256  # of a forward pass
 TASKS = 100  # classified side by side
 CONFUSED = 10  # pairs of classes that a result lists
+MATRIX = 20  # test classes of which a result has the whole matrix
 LEAST = 30  # queries that make a share worth listing
 
 
@@ -50,7 +51,7 @@ class Features:
 
 
 @torch.no_grad()
-def extract_features(options: RFSOptions, protocol: Protocol, network: nn.Module) -> Features:
+def extract_features(options: FewShotTestOptions, protocol: Protocol, network: nn.Module) -> Features:
     """Features in inference mode: stored batch-norm statistics, so no information flows between queries.
 
     Each test image has ``support_views`` augmented copies that stand for it wherever it is a support. (The published script
@@ -70,7 +71,7 @@ def extract_features(options: RFSOptions, protocol: Protocol, network: nn.Module
     return Features(plain, views, rows)
 
 
-def _view(options: RFSOptions, data: ImageSet, chunks: Sequence[Tensor], view: int) -> Iterator[Tensor]:
+def _view(options: FewShotTestOptions, data: ImageSet, chunks: Sequence[Tensor], view: int) -> Iterator[Tensor]:
     """One augmented copy of every image of ``chunks``."""
     for k, chunk in enumerate(chunks):
         yield augment(data, data.images[chunk], options.augmentation, stream(options.seed, "support-view", view, k))
@@ -83,7 +84,7 @@ def _embedded(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 
 
 def run_tests(
-    options: RFSOptions,
+    options: FewShotTestOptions,
     protocol: Protocol,
     network: nn.Module,
     kinds: Sequence[Kind],
@@ -107,7 +108,7 @@ def run_tests(
             stop.check()
 
 
-def evaluate(options: RFSOptions, protocol: Protocol, features: Features, kind: Kind) -> dict[str, Any]:
+def evaluate(options: FewShotTestOptions, protocol: Protocol, features: Features, kind: Kind) -> dict[str, Any]:
     """Accuracy of each classifier over the tasks of a kind, with the 95 % interval over tasks, and the classes confused most.
 
     The interval is 1.96 standard errors: it covers the draw of the tasks, not that of the training.
@@ -121,17 +122,25 @@ def evaluate(options: RFSOptions, protocol: Protocol, features: Features, kind: 
             part = _part(episodes, start, start + TASKS)
             supports = features.supports(part.support_index)
             labels = part.support_labels.repeat(1, len(features.views))
-            found = fit(name, supports, labels, kind.shape.ways, penalty=options.penalty).predict(
+            answers = fit(name, supports, labels, kind.shape.ways, penalty=options.penalty).predict(
                 features.queries(part.query_index)
             )
-            right.append((found == part.query_labels).double().mean(1))
+            right.append((answers == part.query_labels).double().mean(1))
             if name == options.classifier_names[0]:
-                confusion.add(part, found)
+                confusion.add(part, answers)
         share = torch.cat(right)
         interval = 1.96 * float(share.std()) / len(share) ** 0.5 if len(share) > 1 else 0.0
         accuracies.append({"classifier": name, "mean": float(share.mean()), "interval": interval})
-    pairs = confusion.worst(protocol.data.class_names)
-    return {"kind": kind.name, "tasks": options.tasks, "accuracies": accuracies, "confused": pairs}
+    names, classes = protocol.data.class_names, protocol.data.classes(protocol.test)
+    found: dict[str, Any] = {
+        "kind": kind.name,
+        "tasks": options.tasks,
+        "accuracies": accuracies,
+        "confused": confusion.worst(names),
+    }
+    if len(classes) <= MATRIX:
+        found["confusion"] = {"classes": [names[k] for k in classes], "shares": confusion.among(classes)}
+    return found
 
 
 def _part(episodes: Episodes, start: int, end: int) -> Episodes:
@@ -157,14 +166,22 @@ class Confusion:
         place = (true * self.classes + other).flatten()
         table.index_add_(0, place, torch.ones_like(place, dtype=torch.float64))
 
+    def _shares(self) -> Tensor:
+        """(K, K): share of the queries of a class, in tasks that held another too, taken for that; 0 where too few."""
+        return torch.where(self.met >= LEAST, self.taken / self.met.clamp(min=1), 0.0).view(self.classes, self.classes)
+
+    def among(self, classes: Sequence[int]) -> list[list[float]]:
+        """The shares of some classes, a row for each true one; 0 where fewer than :data:`LEAST` queries could be confused."""
+        index = torch.tensor(classes, device=self.taken.device)
+        return self._shares()[index][:, index].tolist()
+
     def worst(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
         """The pairs of different classes with the highest share of wrong answers, the first of equals in the order of the
         classes.
 
         Pairs that fewer than :data:`LEAST` queries could have confused are left out.
         """
-        share = torch.where(self.met >= LEAST, self.taken / self.met.clamp(min=1), 0.0).view(self.classes, self.classes)
-        share.fill_diagonal_(0.0)
+        share = self._shares().fill_diagonal_(0.0)
         order = share.flatten().argsort(descending=True, stable=True)[:CONFUSED].tolist()
         places = [divmod(place, self.classes) for place in order]
         return [{"class": names[a], "taken for": names[b], "share": float(share[a, b])} for a, b in places if share[a, b] > 0]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engine.data.image_set import ImageSet
 from engine.evaluation.networks import make_network
 from engine.evaluation.options import SGDOptions
-from engine.evaluation.training import Trainer, count_steps, train_steps
+from engine.evaluation.training import Trainer, Training, count_steps, train_steps
 from engine.evaluation.weights import save_weights
 from engine.runs.config import rewrite_config
 from engine.runs.streams import stream
@@ -45,6 +45,21 @@ def fit(
         options = replace(options, steps=count_steps(options, data, network))
         rewrite_config(run, options)
     trainer = Trainer(options, data, network)
+    carry_out(trainer, genotype, state, tensors, run, stop, progress)
+    save_weights(run.directory / "weights.safetensors", network)
+    return Fitted(trainer.total, network, state, trainer.tensors())
+
+
+def carry_out(
+    trainer: Training,
+    genotype: Genotype | None,
+    state: dict[str, Any],
+    tensors: dict[str, Tensor],
+    run: Run,
+    stop: Any,
+    progress: Any,
+) -> None:
+    """Run a training to its end from where ``state`` and ``tensors`` (none at the start) say it was stopped."""
     if genotype is not None:
         run.write_text("genotype.json", genotype.to_json())
     if tensors:
@@ -52,8 +67,6 @@ def fit(
     with progress(trainer.total, "training", done=state["step"]) as bar:
         for record in train_steps(trainer, run, stop, state):
             bar.advance(**{name: record[name] for name in ("loss", "accuracy") if record})
-    save_weights(run.directory / "weights.safetensors", network)
-    return Fitted(trainer.total, network, state, trainer.tensors())
 
 
 def build(options: SGDOptions, genotype: Genotype | None, data: ImageSet) -> nn.Module:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from engine.errors import ConfigurationError
+from engine.evaluation.published import REFERENCE_NAMES
 from engine.methods.options import RunOptions, flag
 
 CLASSIFIERS = ("logistic", "svm", "centroid", "cosine")
@@ -58,6 +59,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-tiered-5": {**_TIERED, "cells": 5},
     "paper-tiered-8": {**_TIERED, "cells": 8, "batch": 56},
 }
+
+
+def length(budget: str, unit: str) -> tuple[float, str]:
+    """A length such as ``(600.0, "s")``, in CPU seconds or in whole ``unit``; :class:`ConfigurationError` if malformed."""
+    match = re.fullmatch(rf"(\d{{1,9}}(?:\.\d{{1,6}})?) ?(s|{unit})", budget, re.ASCII)
+    amount = float(match[1]) if match else 0.0
+    if not match or amount <= 0 or (match[2] == unit and amount != int(amount)):
+        raise ConfigurationError(f"--budget: {budget!r} is not a length such as 100{unit} or 600s")
+    return amount, match[2]
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,10 @@ class SGDOptions(NetworkOptions):
     """Probability that a path of a cell is left out for an image; 0.2 is published."""
     drop_path_ramp: bool = True
     """Let that probability rise from zero, epoch by epoch."""
+    drop_block: float = 0.0
+    """Rate of dropout and DropBlock behind the blocks of resnet12 and resnet12-rfs; RFS publishes 0.1."""
+    compile: bool = False
+    """Compile the training pass with torch.compile."""
     auxiliary: float = 0.0
     """Weight of the auxiliary tower's loss, which a genotype's network then has; 0.4 is published."""
     cutout: int = 0
@@ -201,9 +215,15 @@ class SGDOptions(NetworkOptions):
         self._at_least(0, "weight_decay", "rate", "auxiliary", "cutout")
         if self.clip is not None and not self.clip > 0:
             raise ConfigurationError(f"--clip must be above 0, got {self.clip}")
-        for name in ("warmup", "momentum", "label_smoothing", "drop_path"):
+        for name in ("warmup", "momentum", "label_smoothing", "drop_path", "drop_block"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"{flag(name)} must be in 0 .. 1 (without 1), got {getattr(self, name)}")
+        if self.drop_block and not self.network.startswith("resnet12"):
+            raise ConfigurationError(f"--drop-block is for resnet12 and resnet12-rfs, not for {self.network}; leave it out")
+        if self.compile and self.drop_block:
+            raise ConfigurationError("--compile: a training pass with --drop-block is not compiled; leave one of them out")
+        if self.auxiliary and self.network in REFERENCE_NAMES:
+            raise ConfigurationError(f"--auxiliary: {self.network} has no auxiliary tower, only genotypes have; leave it out")
         _ = self.milestone_epochs, self.length
 
     @property
@@ -217,11 +237,7 @@ class SGDOptions(NetworkOptions):
     @property
     def length(self) -> tuple[float, str]:
         """``budget`` parsed, such as ``(600.0, "s")``; the unit is s or epochs. :class:`ConfigurationError` if malformed."""
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?) ?(s|epochs)", self.budget, re.ASCII)
-        amount = float(match[1]) if match else 0.0
-        if not match or amount <= 0 or (match[2] == "epochs" and amount != int(amount)):
-            raise ConfigurationError(f"--budget: {self.budget!r} is not a length such as 100epochs or 600s")
-        return amount, match[2]
+        return length(self.budget, "epochs")
 
 
 @dataclass(frozen=True)

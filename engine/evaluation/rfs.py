@@ -6,7 +6,6 @@ network in inference mode (so no information flows between the queries of a task
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engine.evaluation.allocator import keep_freed_memory
@@ -34,10 +33,9 @@ def train(options: RFSOptions, run: Run, stop: Any, progress: Any) -> dict[str, 
     protocol = load_protocol(options).to(options.device)
     kinds = kinds_of(options, protocol)
     fitted = fit(options, protocol.data, genotype, loaded, run, stop, progress)
-    options = replace(options, steps=fitted.steps)
     fitted.state.setdefault("tests", [])
     run_tests(options, protocol, fitted.network, kinds, run, stop, progress, fitted.state, fitted.tensors)
-    found = summary(options, protocol, fitted.network, fitted.state, run.directory)
+    found = summary(options, protocol, fitted.network, fitted.state, run.directory, steps=fitted.steps, batch=options.batch)
     return found if genotype is None else {**found, "genotype": genotype}
 
 

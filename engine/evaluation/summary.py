@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from engine.evaluation.options import RFSOptions
+from engine.evaluation.options import FewShotTestOptions
 from engine.evaluation.protocol import Protocol
 from engine.runs.records import read_run
 from engine.spaces.cost import count_module
@@ -20,9 +21,16 @@ NOTE = (
 
 
 def summary(
-    options: RFSOptions, protocol: Protocol, network: nn.Module, state: dict[str, Any], directory: Path
+    options: FewShotTestOptions,
+    protocol: Protocol,
+    network: nn.Module,
+    state: dict[str, Any],
+    directory: Path,
+    *,
+    steps: int,
+    batch: int,
 ) -> dict[str, Any]:
-    """The result of a finished training; parameters are counted without the linear head of the training classes."""
+    """The result of a finished training of ``steps`` batches; parameters are counted without the linear head."""
     tests = state["tests"]
     best = tests[0]["accuracies"][0]
     return {
@@ -31,10 +39,10 @@ def summary(
         "interval": best["interval"],
         "accuracy_of": f"{tests[0]['kind']}, {best['classifier']}",
         **size(network, protocol.data.images, head=False),
-        **effort(int(options.steps or 0), options.batch, state["cpu_seconds"]),
+        **effort(steps, batch, state["cpu_seconds"]),
         "tests": tests,
         "tables": [accuracy_table(tests), *confusion_tables(tests)],
-        "plots": training_plots(read_run(directory, scores=False).metrics),
+        "plots": [*shot_plots(tests), *training_plots(read_run(directory, scores=False).metrics)],
     }
 
 
@@ -50,6 +58,7 @@ def size(network: nn.Module, images: Tensor, *, head: bool) -> dict[str, Any]:
         "flops": cost.flops - (0 if head else 2 * classifier.weight.numel()),
         "features": classifier.in_features,
         "train_classes": classifier.out_features,
+        "input": list(images.shape[1:]),
     }
 
 
@@ -78,14 +87,37 @@ def percent(accuracy: dict[str, Any]) -> str:
 
 
 def confusion_tables(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The classes that are confused most in the first kind of task, if any are."""
-    pairs = tests[0]["confused"]
-    if not pairs:
+    """The classes that are confused most in the first kind of task, if any are, and the whole matrix where it is small."""
+    first, tables = tests[0], []
+    if first["confused"]:
+        rows = [[pair["class"], pair["taken for"], f"{100 * pair['share']:.0f} %"] for pair in first["confused"]]
+        note = "Share of the first class's queries in tasks that hold both."
+        title = f"Most confused classes, {first['kind']}"
+        tables.append({"title": title, "columns": ["class", "taken for", "how often"], "rows": rows, "note": note})
+    if "confusion" in first:
+        names, shares = first["confusion"]["classes"], first["confusion"]["shares"]
+        rows = [[name, *(f"{100 * share:.0f}" for share in row)] for name, row in zip(names, shares, strict=True)]
+        note = "Percent of the queries of the row's class that were taken for the column's, in tasks that hold both."
+        title = f"Confusion between classes, {first['kind']}"
+        tables.append({"title": title, "columns": ["", *names], "rows": rows, "note": note})
+    return tables
+
+
+def shot_plots(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracy by the number of shots, a line for each number of ways, with intervals over tasks; nothing for a single kind."""
+    series: dict[str, dict[str, Any]] = {}
+    for test in tests:
+        ways, shots, where = re.fullmatch(r"(\d+-way) (\d+)-shot ?(.*)", test["kind"]).groups()  # type: ignore[union-attr]
+        name = f"{ways} {where}".rstrip()
+        line = series.setdefault(name, {"name": name, "x": [], "y": [], "low": [], "high": []})
+        best = test["accuracies"][0]
+        values = (int(shots), *(100 * (best["mean"] + side * best["interval"]) for side in (0, -1, 1)))
+        for key, value in zip(("x", "y", "low", "high"), values, strict=True):
+            line[key].append(value)
+    if len(tests) < 2:
         return []
-    rows = [[pair["class"], pair["taken for"], f"{100 * pair['share']:.0f} %"] for pair in pairs]
-    note = "Share of the first class's queries in tasks that hold both."
-    title = f"Most confused classes, {tests[0]['kind']}"
-    return [{"title": title, "columns": ["class", "taken for", "how often"], "rows": rows, "note": note}]
+    y_label = f"percent, {tests[0]['accuracies'][0]['classifier']}"
+    return [{"title": "Accuracy by shots", "x_label": "shots", "y_label": y_label, "series": list(series.values())}]
 
 
 def training_plots(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

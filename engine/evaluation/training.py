@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from engine.data.episodes import permutation
 from engine.data.image_set import ImageSet
 from engine.errors import ConfigurationError
 from engine.evaluation.augment import augment, cutout
+from engine.evaluation.drop_block import drop_block_logits
 from engine.evaluation.drop_path import drop_path_lanes
 from engine.evaluation.options import SGDOptions
 from engine.evaluation.schedule import cosine, drop_path_probability, epoch_cosine, epoch_linear, step_decay
@@ -23,6 +24,7 @@ from engine.evaluation.sgd import SGD
 from engine.runs.loop import steps
 from engine.runs.streams import stream
 from engine.spaces.network import CellNetwork
+from engine.spaces.networks import ResNet12
 
 if TYPE_CHECKING:
     from engine.runs.run import Run
@@ -32,12 +34,35 @@ TIMED_SHARE = 0.03  # of a budget in CPU seconds, spent on finding out how long 
 RECORDS = 200  # lines of metrics that a training leaves
 
 
+class Training(Protocol):
+    """A network on its way; what :func:`train_steps` moves.
+
+    ``sums`` adds up loss and accuracy of the steps since the last record, (2,) float64 on the device, so that no step waits for
+    the device.
+    """
+
+    total: int
+    network: nn.Module
+    sums: Tensor
+
+    def step(self, step: int) -> None:
+        """One update of the weights."""
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds."""
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from a checkpoint's tensors."""
+
+
 class Trainer:
     """A network on its way through the training images.
 
     Step ``i`` depends on the options and on ``i`` alone: its images come from the permutation of its epoch, its augmentation
-    and its dropped paths from streams of their own (design rule 4). ``sums`` adds up loss and correct answers since the last
-    record, (2,) float64 on the device, so that no step waits for the device.
+    and its dropped paths from streams of their own (design rule 4).
     """
 
     def __init__(self, options: SGDOptions, data: ImageSet, network: nn.Module) -> None:
@@ -52,6 +77,8 @@ class Trainer:
         self.sgd = SGD(network, momentum=options.momentum, nesterov=options.nesterov, weight_decay=options.weight_decay)
         self.sums = torch.zeros(2, dtype=torch.float64, device=data.images.device)
         self._epoch, self._shuffled = -1, members.order
+        forward: Callable[..., Any] = network.training_logits if isinstance(network, CellNetwork) else network.__call__
+        self._network = torch.compile(forward) if options.compile else forward
 
     def rate(self, step: int) -> float:
         """Learning rate of a step; the cosine schedule is read in the middle of the step, so that none has the rate zero."""
@@ -99,14 +126,19 @@ class Trainer:
 
     def _logits(self, images: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         """Logits, and those of an auxiliary tower."""
+        options = self.options
+        if isinstance(self.network, ResNet12) and options.drop_block:
+            return drop_block_logits(
+                self.network, images, options.drop_block, step, stream(options.seed, "drop-block", step)
+            ), None
         if not isinstance(self.network, CellNetwork):
-            return self.network(images), None
+            return self._network(images), None
         epoch = step // self.per_epoch
-        probability = drop_path_probability(self.options.drop_path, epoch, self.epochs, ramp=self.options.drop_path_ramp)
+        probability = drop_path_probability(options.drop_path, epoch, self.epochs, ramp=options.drop_path_ramp)
         lanes = None
         if probability:
-            lanes = drop_path_lanes(self.network, images, probability, stream(self.options.seed, "drop-path", step))
-        return self.network.training_logits(images, lanes)
+            lanes = drop_path_lanes(self.network, images, probability, stream(options.seed, "drop-path", step))
+        return self._network(images, lanes)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint holds: weights, momentum, and the sums since the last record."""
@@ -129,16 +161,21 @@ def count_steps(options: SGDOptions, data: ImageSet, network: nn.Module) -> int:
     if unit == "epochs":
         return int(amount) * Trainer(options, data, network).per_epoch
     trial = Trainer(replace(options, steps=10**9), data, copy.deepcopy(network).train())
-    trial.step(0)  # loads libraries and plans convolutions
+    return timed_steps(trial.step, amount)
+
+
+def timed_steps(step: Callable[[int], None], seconds: float) -> int:
+    """How many steps fit into CPU seconds, some of which go into timing ``step``."""
+    step(0)  # loads libraries and plans convolutions
     started, done = time.process_time(), 0
-    while time.process_time() - started < TIMED_SHARE * amount or done < 3:
+    while time.process_time() - started < TIMED_SHARE * seconds or done < 3:
         done += 1
-        trial.step(done)
-    seconds = (time.process_time() - started) / done
-    return max(1, round((1 - TIMED_SHARE) * amount / seconds))
+        step(done)
+    each = (time.process_time() - started) / done
+    return max(1, round((1 - TIMED_SHARE) * seconds / each))
 
 
-def train_steps(trainer: Trainer, run: Run, stop: Stop, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def train_steps(trainer: Training, run: Run, stop: Stop, state: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Train from step ``state["step"]`` to the end; yield after each step the newest record of ``metrics.jsonl``.
 
     ``state`` goes into every checkpoint and is kept up to date: ``"step"`` and the ``"cpu_seconds"`` spent.

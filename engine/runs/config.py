@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -179,6 +180,20 @@ def to_toml(method: str, options: RunOptions) -> str:
         if field.name not in INVOCATION and value is not None:
             values[field.name] = value
     return tomli_w.dumps(values)
+
+
+def command_line(method: Method, path: Path) -> str:
+    """The command that repeats the run whose config.toml is ``path``: its preset, and what differs from that."""
+    stored = from_toml(method, path)
+    preset = {"preset": stored.get("preset", method.options.preset)}
+    usual = method.options(**{**method.options.preset_values(preset["preset"]), **preset})
+    words = ["python", "-m", f"engine.{method.command}", *([] if method.name == method.command else [method.name])]
+    if preset["preset"] != method.options.preset:
+        words += ["--preset", preset["preset"]]
+    for name, value in stored.items():
+        if value != getattr(usual, name):
+            words += [flag(name), option_text(value)]
+    return shlex.join(words)
 
 
 def rewrite_config(run: Run, options: RunOptions) -> None:

@@ -34,7 +34,13 @@ ELSEWHERE = (
     "command",
 )  # parts of the result that a section or a table of its own shows
 LONG = 60  # characters of a value that is no headline
-LABELS = {"cpu_seconds": "CPU time", "seconds": "Time", "flops": "FLOPs", "data": "Data set"}
+LABELS = {
+    "cpu_seconds": "CPU time",
+    "images_per_cpu_second": "Images per CPU second",
+    "seconds": "Time",
+    "flops": "FLOPs",
+    "data": "Data set",
+}
 
 
 def write_report(directory: Path) -> Path:

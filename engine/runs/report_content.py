@@ -26,6 +26,15 @@ MAX_TEXT = 200
 _NUMERIC = re.compile(r"([-+−±] ?)?\d[\d.,]*(e[-+]?\d+)?( ?%)?( ± .*)?$|–$")  # and not "5-way 1-shot"
 
 
+def command(run: RunFiles) -> str:
+    """The command that repeats the run, where the result names it."""
+    text = run.result.get("command")
+    if not isinstance(text, str):
+        return ""
+    words = " ".join(f"<span>{escape(word)}</span>" for word in text.split(" "))  # no line ends behind a hyphen
+    return f'<pre id="command" class="wrap">{words}</pre>'
+
+
 def plots(run: RunFiles) -> str:
     """Draw every plot of the result."""
     items = objects(run.result.get("plots"))
@@ -36,7 +45,8 @@ def plots(run: RunFiles) -> str:
 def tables(run: RunFiles) -> str:
     """Set every table of the result."""
     items = objects(run.result.get("tables"))
-    parts = [_table(item) for item in items[:MAX_ITEMS]]
+    link = ' <a class="made" href="#command">how it was made</a>' if command(run) else ""
+    parts = [_table(item, link) for item in items[:MAX_ITEMS]]
     return "".join(parts) + _left_out(len(items) - MAX_ITEMS, "tables")
 
 
@@ -72,7 +82,7 @@ def _usable(value: Any) -> float | None:
     return found if abs(found) >= 1 / LARGEST else 0.0
 
 
-def _table(item: dict[str, Any]) -> str:
+def _table(item: dict[str, Any], link: str) -> str:
     columns = [_text(name) for name in _items(item.get("columns"))[:MAX_COLUMNS]]
     rows = [row for row in _items(item.get("rows")) if isinstance(row, list)]
     texts = [[_cell(value) for value in row[: len(columns)]] for row in rows[:MAX_ROWS]]
@@ -85,7 +95,7 @@ def _table(item: dict[str, Any]) -> str:
     )
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     note = f'<p class="soft">{escape(_text(item["note"], 2000))}</p>' if isinstance(item.get("note"), str) else ""
-    return f"<h3>{escape(_text(item.get('title', '')))}</h3>{table}{note}{_left_out(len(rows) - MAX_ROWS, 'rows')}"
+    return f"<h3>{escape(_text(item.get('title', '')))}{link}</h3>{table}{note}{_left_out(len(rows) - MAX_ROWS, 'rows')}"
 
 
 def _items(value: Any) -> list[Any]:

@@ -27,7 +27,9 @@ th, td { text-align: left; padding: 5px 14px 5px 0; border-bottom: 1px solid var
 th { color: var(--soft); font-weight: 600; font-size: 13px; } tr:last-child > * { border-bottom: 0; }
 .number { text-align: right; } table.pairs td { white-space: normal; overflow-wrap: anywhere; } table.pairs th { width: 12em; }
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 13px; }
-pre { margin: 0; overflow-x: auto; }
+pre { margin: 0; overflow-x: auto; } pre.wrap { white-space: pre-wrap; }
+pre.wrap span { display: inline-block; max-width: 100%; overflow-wrap: anywhere; }
+a.made { color: var(--accent); font-weight: 400; margin-left: 10px; text-decoration: none; }
 details { border-top: 1px solid var(--rule); } details[open] { padding-bottom: 12px; }
 summary { cursor: pointer; padding: 8px 0; } summary b { margin-right: 8px; }
 .meter { display: inline-block; min-width: 92px; padding: 0 8px; border-radius: 4px;

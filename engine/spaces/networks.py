@@ -167,9 +167,12 @@ class ResNet12(_Network):
         self.classifier = nn.Linear(sizes[-1], outputs)
         initialise(self)
 
-    def embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor, between: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+        """Features (N, D); ``between(number, maps)`` changes the output of each block, counted from 1 (DropBlock)."""
         for number in range(1, self.blocks + 1):
             x = getattr(self, f"layer{number}")(x)
+            if between is not None:
+                x = between(number, x)
         return x.mean((2, 3))
 
 

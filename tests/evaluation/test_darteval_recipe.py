@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -20,6 +20,7 @@ from engine.evaluation.fitting import build
 from engine.evaluation.intervals import wilson
 from engine.evaluation.samples import divided, load_samples
 from engine.evaluation.schedule import epoch_cosine, epoch_linear
+from engine.evaluation.summary import shot_plots
 from engine.evaluation.supervised import count_answers
 from engine.evaluation.supervised_options import SUPERVISED_PRESETS, SupervisedOptions
 from engine.evaluation.supervised_summary import confusion_tables
@@ -90,6 +91,7 @@ def test_random_windows_show_a_part_of_the_image() -> None:
     assert float(cut.mean()) == pytest.approx(127.5, abs=4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=3, max_size=3), st.integers(0, 50))
 def test_hue_turns_as_in_hsv(colour: list[int], seed: int) -> None:
     image = torch.tensor(colour, dtype=torch.float32).view(1, 3, 1, 1)
@@ -150,7 +152,9 @@ def test_clipping_bounds_the_step() -> None:
         network = build(own, None, data).train()
         before = [p.detach().clone() for p in network.parameters()]
         Trainer(replace(own, clip=clip, nesterov=False), data, network).step(0)
-        moved.append(float(sum((p - b).square().sum() for p, b in zip(network.parameters(), before, strict=True)).sqrt()))
+        moved.append(
+            float(sum((p.detach() - b).square().sum() for p, b in zip(network.parameters(), before, strict=True)).sqrt())
+        )
     assert moved[0] > 0.1
     assert moved[1] == pytest.approx(1e-3, rel=1e-3)
 
@@ -185,3 +189,15 @@ def test_wilson_interval() -> None:
     low, high = wilson(5000, 10000)
     assert (low + high) / 2 == pytest.approx(0.5)
     assert high - low == pytest.approx(2 * 1.96 * 0.005, rel=1e-3)
+
+
+def test_accuracy_by_shots_is_drawn_with_intervals() -> None:
+    def test(kind: str, mean: float) -> dict[str, object]:
+        return {"kind": kind, "accuracies": [{"classifier": "logistic", "mean": mean, "interval": 0.01}]}
+
+    (plot,) = shot_plots([test("5-way 1-shot", 0.5), test("5-way 5-shot", 0.7), test("20-way 1-shot within an alphabet", 0.3)])
+    assert [series["name"] for series in plot["series"]] == ["5-way", "20-way within an alphabet"]
+    assert plot["series"][0]["x"] == [1, 5]
+    assert plot["series"][0]["y"] == [50.0, 70.0]
+    assert plot["series"][0]["low"] == pytest.approx([49.0, 69.0])
+    assert shot_plots([test("5-way 1-shot", 0.5)]) == []

@@ -12,7 +12,14 @@ from engine.evaluation.comparison import Trained, comparison, paired_difference
 
 def trained(method: str, seed: int, accuracy: float, *, interval: float = 0.01, searched: bool = True) -> Trained:
     test = {"kind": "5-way 1-shot", "accuracies": [{"classifier": "logistic", "mean": accuracy, "interval": interval}]}
-    train = {"tests": [test], "parameters": 1000 + seed, "flops": 50, "steps": 7, "cpu_seconds": 2.5}
+    train = {
+        "tests": [test],
+        "parameters": 1000 + seed,
+        "flops": 50,
+        "steps": 7,
+        "cpu_seconds": 2.5,
+        "command": f"train {method} {seed}",
+    }
     search = {"cpu_seconds": 10.0, "evaluations": 30} if searched else {}
     return Trained(method, seed, f"out/{method}-{seed}/train", search, train)
 
@@ -58,8 +65,18 @@ def test_costs_are_among_the_columns() -> None:
 def test_every_run_names_its_command_and_is_plotted() -> None:
     rows = table(RUNS, "Runs")["rows"]
     assert [row[:3] for row in rows[:2]] == [["a", 0, "80.00"], ["a", 1, "82.00"]]
-    assert rows[0][-1] == "python -m engine.train --config out/a-0/train/config.toml"
+    assert rows[0][-1] == "train a 0"
     (plot,) = comparison(RUNS)["plots"]
     assert [series["name"] for series in plot["series"]] == ["a", "b", "c"]
     assert plot["series"][0]["x"] == [1000, 1001, 1002]
     assert plot["series"][0]["low"] == pytest.approx([79, 81, 83])
+
+
+def test_random_cells_of_a_seed_count_as_one_in_differences_and_as_many_in_spread() -> None:
+    drawn = [trained("random", 0, 0.6), trained("random", 0, 0.8), trained("random", 1, 0.75)]
+    runs = [*drawn, trained("a", 0, 0.75), trained("a", 1, 0.79)]
+    (difference,) = table(runs, "Which differences")["rows"]
+    assert difference[2] == "-4.50"  # 70 and 75 against 75 and 79
+    (row,) = table(runs, "Random cells")["rows"]
+    assert row == ["5-way 1-shot", 3, "71.67", "10.41", "60.00", "80.00", "a 2/3"]
+    assert not [item for item in comparison(RUNS)["tables"] if item["title"] == "Random cells"]

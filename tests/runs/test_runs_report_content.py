@@ -166,3 +166,13 @@ def test_charts_stay_inside_their_frame(columns: list[list[tuple[float, float]]]
     series = [{"name": "s", "x": [x for x, _ in rows], "y": [y for _, y in rows]} for rows in columns]
     places = coordinates(plots(of(plots=[curve(series=series, kind=kind)])))
     assert all(0 <= x <= 760 and 0 <= y <= 320 for x, y in places)
+
+
+def test_every_table_leads_to_the_command_that_made_it() -> None:
+    table = {"title": "Accuracy", "columns": ["a"], "rows": [[1]]}
+    html = render(of(method="rfs", command=f"python -m engine.train rfs --network {EVIL}", tables=[table, table]))
+    assert html.count('href="#command"') == 2
+    assert html.count('id="command"') == 1
+    assert "<span>engine.train</span> <span>rfs</span>" in html
+    assert EVIL not in html
+    assert 'href="#command"' not in tables(of(tables=[table]))
