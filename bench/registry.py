@@ -56,6 +56,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "mixed-edge": Benchmark("bench.mixed_edge", "what reads a state of a DARTS cell, fused, against one module after another"),
     "meta-gradient": Benchmark("bench.meta_gradient", "the outer gradient of an MLP, written out, against a lean loop"),
     "metanas": Benchmark("bench.metanas", "an inner step of MetaNAS for a meta-batch, against a plain module loop"),
+    "training-step": Benchmark("bench.training_step", "a training step of a cell's network, against plain modules"),
     "few-shot": Benchmark("bench.few_shot", "classifiers of 1000 few-shot tasks at once, against a loop in scikit-learn"),
     "ntk": Benchmark("bench.ntk", "tangent kernels of a supernet and a single path, against one training step and plain peers"),
     "paired-round": Benchmark("bench.paired_round", "candidates scored as one batch, against two networks a candidate"),

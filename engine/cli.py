@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("engine.train", "train a genotype or a reference network and test it on few-shot tasks"),
     "evidence": ("engine.evidence", "correlate scores with the accuracies of a table of trained architectures"),
     "compare": ("engine.compare", "compare methods under one protocol"),
+    "export": ("engine.export", "write a trained network for torch.export or ONNX"),
     "data": ("engine.data.__main__", "list and check data sets"),
     "runs": ("engine.runs.__main__", "list, show, compare and follow runs, write their reports"),
 }

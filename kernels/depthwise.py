@@ -23,6 +23,9 @@ from engine.kernels.transforms import is_transformed, plain_gradients
 
 Pair = tuple[int, int]
 
+# The most columns of a kernel whose weight gradient the CPU library is fast at.
+COLUMNS = 3
+
 
 class FrozenDepthwise(torch.autograd.Function):
     """See :func:`frozen_depthwise`. Its backward takes and returns plain tensors, so that a graph can be walked through it."""
@@ -93,9 +96,15 @@ def weight_gradient(x: Tensor, cotangent: Tensor, kernel: Sequence[int], stride:
     step = _subgrid(stride, padding, dilation)
     if step > 1:
         x, stride, padding, dilation = x[:, :, ::step, ::step], (1, 1), (padding[0] // step, padding[1] // step), (1, 1)
-    if min(kernel) >= 3 and max(stride) == 1 and (max(kernel) > 3 or max(dilation) > 1):
-        return _gradient_by_threes(x, cotangent, kernel, padding, dilation)
-    return _library_weight_gradient(x, cotangent, kernel, stride, padding, dilation)
+    if max(dilation) > 1 and max(stride) == 1:
+        if any(p % d for p, d in zip(padding, dilation, strict=True)):
+            x, padding = F.pad(x, (padding[1], 0, padding[0], 0)), (0, 0)
+        x, cotangent = _interleaved(x, dilation), _interleaved(cotangent, dilation)
+        stride, padding, dilation = (1, 1), (padding[0] // dilation[0], padding[1] // dilation[1]), (1, 1)
+    same = tuple((n - 1) // s + 1 for n, s in zip(x.shape[2:], stride, strict=True)) == tuple(cotangent.shape[2:])
+    if max(dilation) > 1 or (max(kernel) <= COLUMNS and same):
+        return _library_weight_gradient(x, cotangent, kernel, stride, padding, dilation)
+    return _gradient_by_columns(x, cotangent, kernel, stride, padding)
 
 
 def _subgrid(stride: Pair, padding: Pair, dilation: Pair) -> int:
@@ -104,58 +113,28 @@ def _subgrid(stride: Pair, padding: Pair, dilation: Pair) -> int:
     return step if {*stride, *dilation} == {step} and not any(p % step for p in padding) else 1
 
 
-def _gradient_by_threes(x: Tensor, cotangent: Tensor, kernel: Sequence[int], padding: Pair, dilation: Pair) -> Tensor:
-    """Interleaved subgrids side by side along the batch, filled up with zeros to one size; then blocks of the kernel."""
-    if not cotangent.numel():
-        return x.new_zeros(x.shape[1], 1, *kernel)
-    size = [-(-n // d) for n, d in zip(cotangent.shape[2:], dilation, strict=True)]
-    seen = _subgrids(x, padding, [n + k - 1 for n, k in zip(size, kernel, strict=True)], dilation)
-    given = _subgrids(cotangent, (0, 0), size, dilation)
-    return _gradient_of_blocks(seen, given, kernel)
+def _interleaved(x: Tensor, step: Pair) -> Tensor:
+    """(N, C, H, W) -> (sh sw N, C, ceil(H / sh), ceil(W / sw)): rows and columns by their remainder, filled up with zeros."""
+    (down, right), (height, width) = step, x.shape[2:]
+    if height % down or width % right:
+        x = F.pad(x, (0, -width % right, 0, -height % down))
+    grids = x.permute(0, 2, 3, 1).unflatten(2, (-1, right)).unflatten(1, (-1, down))
+    return grids.permute(2, 4, 0, 1, 3, 5).flatten(0, 2).permute(0, 3, 1, 2)
 
 
-def _subgrids(x: Tensor, before: Pair, size: Sequence[int], step: Pair) -> Tensor:
-    """(N, C, H, W) with zeros before and after -> (sh sw N, C, *size): rows and columns by their remainder, side by side."""
-    samples, channels = x.shape[:2]
-    if max(step) == 1 and tuple(size) == tuple(x.shape[2:]):
-        return _dense(x)
-    grids = x.new_zeros(*step, samples, *size, channels)
-    values = x.permute(0, 2, 3, 1)
-    for row in range(step[0]):
-        for column in range(step[1]):
-            top, left = (remainder - b for remainder, b in zip((row, column), before, strict=True))
-            first = top % step[0], left % step[1]
-            part = values[:, first[0] :: step[0], first[1] :: step[1]]
-            down, right = (first[0] - top) // step[0], (first[1] - left) // step[1]
-            room = grids[row, column, :, down:, right:]
-            part = part[:, : room.shape[1], : room.shape[2]]
-            room[:, : part.shape[1], : part.shape[2]] = part
-    return grids.flatten(0, 2).permute(0, 3, 1, 2)
-
-
-def _gradient_of_blocks(x: Tensor, cotangent: Tensor, kernel: Sequence[int]) -> Tensor:
-    """The weight gradient of a convolution without padding, stride or dilation, a 3x3 block of the kernel at a time."""
-    settings = ((3, 3), (1, 1), (0, 0), (1, 1))
-    if tuple(kernel) == (3, 3):
-        return _library_weight_gradient(x, cotangent, *settings)
-    gradient = x.new_empty(x.shape[1], 1, *kernel)
-    height, width = (n + 2 for n in cotangent.shape[2:])
-    # One buffer for all blocks: giving large ones back to the system and taking new ones costs ten times what copying does.
-    seen = x.new_empty(x.shape[0], height, width, x.shape[1]).permute(0, 3, 1, 2)
-    for i in _starts(kernel[0]):
-        for j in _starts(kernel[1]):
-            seen.copy_(x[:, :, i : i + height, j : j + width])
-            gradient[:, :, i : i + 3, j : j + 3] = _library_weight_gradient(seen, cotangent, *settings)
+def _gradient_by_columns(x: Tensor, cotangent: Tensor, kernel: Sequence[int], stride: Pair, padding: Pair) -> Tensor:
+    """At most three columns of the kernel at a time, each on what it reads of x with zeros around where padding is read."""
+    gradient = x.new_zeros(x.shape[1], 1, *kernel)
+    reach = [s * (n - 1) for s, n in zip(stride, cotangent.shape[2:], strict=True)]
+    bottom = reach[0] + kernel[0] - padding[0] - x.shape[2]
+    for start in range(0, kernel[1], COLUMNS):
+        width = min(COLUMNS, kernel[1] - start)
+        left, read = padding[1] - start, reach[1] + width
+        if -x.shape[3] < left < read:  # otherwise these columns read padding only
+            seen = F.pad(x, (left, read - left - x.shape[3], padding[0], bottom))
+            part = _library_weight_gradient(seen, cotangent, (kernel[0], width), stride, (0, 0), (1, 1))
+            gradient[..., start : start + width] = part
     return gradient
-
-
-def _starts(size: int) -> list[int]:
-    """Where blocks of three begin that cover ``size`` places; the last one overlaps where three does not divide it."""
-    return sorted({*range(0, size - 2, 3), size - 3})
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _library_weight_gradient(

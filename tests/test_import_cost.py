@@ -64,6 +64,11 @@ def test_modules_that_are_imported_early() -> None:
         ["search", "--resume", "--out", "not/there"],
         ["train", "--help"],
         ["train", "--tests", "5x1"],
+        ["train", "supervised", "--help"],
+        ["train", "maml", "--help"],
+        ["compare", "res5+mam"],
+        ["export", "--help"],
+        ["export", "run", "--to", "tiff"],
     ],
     ids=" ".join,
 )

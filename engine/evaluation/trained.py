@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import nn
 
 from engine.errors import ConfigurationError
 from engine.evaluation.networks import find_genotype, make_network
+from engine.evaluation.options import NetworkOptions
 from engine.evaluation.registry import RECIPES
 from engine.runs.config import CONFIG_NAME, from_toml
 from engine.runs.records import read_run
@@ -34,8 +35,8 @@ def load_trained(directory: Path) -> TrainedNetwork:
     """
     run = read_run(directory, scores=False)
     recipe = _recipe(directory, run.config)
-    options = RECIPES[recipe].options(**from_toml(RECIPES[recipe], directory / CONFIG_NAME))
-    if getattr(options, "space", None) is not None:
+    options = cast(NetworkOptions, RECIPES[recipe].options(**from_toml(RECIPES[recipe], directory / CONFIG_NAME)))
+    if options.space is not None:
         raise ConfigurationError(
             f"{directory}: its space is {options.space!r}, and a file may not import code; build it yourself"
         )
@@ -45,7 +46,7 @@ def load_trained(directory: Path) -> TrainedNetwork:
     network = make_network(
         options,
         find_genotype(options.network, directory),
-        classes=classes,
+        classes=cast(int, classes),
         channels_in=shape[0],
         size=shape[-1],
         generator=stream(0, "replaced"),

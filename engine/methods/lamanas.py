@@ -30,6 +30,7 @@ from engine.learning.learned_loss import (
     loss_surface,
     mse_proxy,
 )
+from engine.learning.shared_tasks import TaskSharing
 from engine.learning.task_networks import ReferenceNetwork
 from engine.learning.unrolled import meta_gradient
 from engine.methods.lamanas_options import LamanasOptions
@@ -56,8 +57,8 @@ class LossTraining(MetaTraining):
 
     options: LamanasOptions
 
-    def __init__(self, options: LamanasOptions, data: ImageSet) -> None:
-        super().__init__(options, data)
+    def __init__(self, options: LamanasOptions, data: ImageSet, sharing: TaskSharing | None = None) -> None:
+        super().__init__(options, data, sharing)
         self.network: LossNetwork | None = None
         self.phi = torch.zeros(0)
         self.cosines: list[float] = []

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from engine.errors import ConfigurationError
 from engine.kernels.updates import reptile_
 from engine.learning.architecture_task import Learned, Moments, Supports, TaskLearner, TaskRule
+from engine.learning.ranks import GroupStop
+from engine.learning.shared_tasks import TaskSharing
 from engine.learning.unrolled import meta_gradient
 from engine.methods.metanas_networks import Learner, build
 from engine.methods.metanas_options import MetaNASOptions
@@ -48,6 +51,8 @@ def search(options: MetaNASOptions, run: Run, stop: Any, progress: Any) -> dict[
 
 
 def _search_single(options: MetaNASOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
+    if run.ranks.world > 1:
+        raise ConfigurationError("--single-task searches in one process; start it without torchrun")
     variants = options.variants()
     halves(variants[0])  # data that cannot be searched on is refused before the work begins
     parts = [Part({"variant": v.label, "seed": v.seed}, v.length, partial(_single, v)) for v in variants]
@@ -60,7 +65,7 @@ def _single(options: MetaNASOptions) -> SingleTask:
 
 def run_variants(
     options: Options,
-    training: Callable[[Options, ImageSet], MetaTraining],
+    training: Callable[[Options, ImageSet, TaskSharing], MetaTraining],
     run: Run,
     stop: Any,
     progress: Any,
@@ -68,11 +73,13 @@ def run_variants(
     """Every variant of the options, or what a resumed run has left of them."""
     data = load_data(options)
     variants = options.variants()
-    training(variants[0], data).check()
+    group = GroupStop(stop, run.ranks)
+    sharing = TaskSharing(run.ranks, group)
+    training(variants[0], data, sharing).check()
     several = len(variants) > 1
     names = [{"variant": v.label, "seed": v.seed} if several else {} for v in variants]
-    parts = [Part(name, v.length, partial(training, v, data)) for name, v in zip(names, variants, strict=True)]
-    results = run_parts(parts, run, stop, progress, title="meta-updates and test tasks")
+    parts = [Part(name, v.length, partial(training, v, data, sharing)) for name, v in zip(names, variants, strict=True)]
+    results = run_parts(parts, run, group, progress, title="meta-updates and test tasks")
     return together(options, variants, results) if several else alone(results[0])
 
 
@@ -94,10 +101,13 @@ def plan(options: MetaNASOptions) -> list[tuple[str, str]]:
 
 
 class MetaTraining(Training):
-    """The meta-parameters, and one meta-update or one test task at a time."""
+    """The meta-parameters, and one meta-update or one test task at a time.
 
-    def __init__(self, options: MetaNASOptions, data: ImageSet) -> None:
-        self.options, self.data = options, data
+    ``sharing`` deals the tasks of Reptile's meta-updates to ranks; what else there is every rank does by itself.
+    """
+
+    def __init__(self, options: MetaNASOptions, data: ImageSet, sharing: TaskSharing | None = None) -> None:
+        self.options, self.data, self.sharing = options, data, sharing
         self.learner: Learner = build(options, data.images.shape[1], data.images.shape[-1])
         self.weights, self.alphas = (t.to(options.device).clone() for t in (self.learner.weights, self.learner.alphas))
         # The published copy of the network, with the weights it was constructed with (reference note, section 6.1).
@@ -120,6 +130,8 @@ class MetaTraining(Training):
     def advance(self, step: int) -> list[dict[str, Any]]:
         """A meta-update, with the validation tasks where they are due, or a test task."""
         options = self.options
+        if self.sharing is not None and (step >= options.meta_epochs or not self._deals):
+            self.sharing.agree(self.weights)
         if step >= options.meta_epochs:
             number = step - options.meta_epochs
             self.tests.append({"event": "test", **self.test(options.eval_split, ("test", number))})
@@ -130,6 +142,11 @@ class MetaTraining(Training):
         if (step + 1) % options.eval_every == 0 and options.validation_tasks:
             lines.append(self._validate(step))
         return lines
+
+    @property
+    def _deals(self) -> bool:
+        """Whether the tasks of a meta-update are dealt to ranks; published code takes them in turn."""
+        return self.options.meta_learner == "reptile" and not self.options.faithful
 
     def update(self, epoch: int) -> dict[str, Any]:
         """One meta-update; returns its line for metrics.jsonl."""
@@ -144,6 +161,8 @@ class MetaTraining(Training):
         start = (self.weights, self.alphas)
         if options.meta_learner == "reptile":
             learn = self.adapting.learn_in_turn if options.faithful else self.adapting.learn
+            if self.sharing is not None and self._deals:
+                learn = partial(self.sharing.learn, self.adapting)
             found = learn(start, self.moments, given, rule)
             self._adopt(found, given, rule, share)
             loss = float(found.losses[-1, 1].mean())

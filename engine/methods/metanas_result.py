@@ -12,6 +12,7 @@ from engine.methods.metanas_tasks import interval
 from engine.spaces.genotype import Genotype
 
 ACCURACIES = {"accuracy": "as it was learned", "pruned_accuracy": "one-hot, not retrained"}
+DRAWN = ("tables", "plots", "surfaces")  # of single variants, shown in the report of a run of one
 SIZES = {"accuracy": "parameters", "pruned_accuracy": "pruned_parameters"}
 
 
@@ -64,10 +65,13 @@ def together(options: MetaNASOptions, variants: Sequence[MetaNASOptions], result
         groups.setdefault(variant.label, []).append(result)
     differences = _differences(groups)
     return {
-        "variants": [{"variant": v.label, "seed": v.seed, **r} for v, r in zip(variants, results, strict=True)],
+        "variants": [
+            {"variant": v.label, "seed": v.seed, **{key: value for key, value in r.items() if key not in DRAWN}}
+            for v, r in zip(variants, results, strict=True)
+        ],
         "findings": [sentence for _, _, sentence in differences],
         "tables": [_summary(options, groups), _difference_table(differences)],
-        "plots": _group_curves(groups),
+        "plots": [*_group_curves(groups), *_cosines(variants, results)],
         "surfaces": [
             {**surface, "title": f"{v.label}, seed {v.seed}: {surface['title']}"}
             for v, r in zip(variants, results, strict=True)
@@ -165,3 +169,10 @@ def _group_curves(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any
         return []
     title, x_label = "Validation tasks, mean over seeds", "CPU seconds of meta-training"
     return [{"title": title, "x_label": x_label, "y_label": "accuracy", "series": series, "kind": "line", "scale": "linear"}]
+
+
+def _cosines(variants: Sequence[MetaNASOptions], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """LAMANAS: the cosine between learned loss and cross-entropy of every variant and seed."""
+    learned = [(v, r["plots"][-1]) for v, r in zip(variants, results, strict=True) if "cosine_first" in r]
+    series = [{**plot["series"][0], "name": f"{v.label}, seed {v.seed}"} for v, plot in learned]
+    return [{**learned[0][1], "series": series}] if learned else []

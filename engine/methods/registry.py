@@ -128,8 +128,10 @@ register_method("prdarts", PrdartsOptions, "engine.methods.prdarts:search", "des
 register_method(
     "tetlo", TetloOptions, "engine.methods.tetlo:search", "descend so that an auxiliary model learns from the main one"
 )
-register_method("metanas", MetaNASOptions, "engine.methods.metanas:search", "meta-learn weights and architecture together")
-register_method("lamanas", LamanasOptions, "engine.methods.lamanas:search", "metanas with a loss that is meta-learned too")
+_METANAS = "engine.methods.metanas:search"
+register_method("metanas", MetaNASOptions, _METANAS, "meta-learn weights and architecture together", shares_work=True)
+_LAMANAS = "engine.methods.lamanas:search"
+register_method("lamanas", LamanasOptions, _LAMANAS, "metanas with a loss that is meta-learned too", shares_work=True)
 _MAML = "engine.methods.maml:search"
 register_method("maml", MAMLOptions, _MAML, "meta-learn an initialisation that tasks are learned from", shares_work=True)
 register_method("anil", ANILOptions, _MAML, "MAML whose inner loop adapts the head only", shares_work=True)

@@ -51,10 +51,13 @@ def search(options: TetloOptions, run: Run, stop: Any, progress: Any) -> dict[st
 
 def plan(options: TetloOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``."""
+    cells = options.stage_cells if options.base == "pdarts" else (options.cells,)
+    depths = ", then ".join(str(count - 1) for count in cells)
     return [
-        ("epochs", str(options.epochs)),
+        ("base", options.base),
+        ("epochs", str(options.all_epochs)),
         ("architecture step", f"about 9 forward and backward passes, every {options.interval} weight steps"),
-        ("encoders", f"{options.cells - 1} cells, {options.channels} channels, space {options.space}"),
+        ("encoders", f"{depths} cells, {options.channels} channels, space {options.space}"),
     ]
 
 

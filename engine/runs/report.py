@@ -27,6 +27,8 @@ ELSEWHERE = (
     "plots",
     "pictures",
     "surfaces",
+    "variants",
+    "validations",
     "tables",
     "tests",
     "scores",

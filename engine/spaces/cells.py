@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
-from engine.spaces.norms import Norm, is_stateless
-from engine.spaces.operations import Chain, FactorizedReduce, ResidualReduction, gated_relu, operation
+from engine.kernels import mixed_edge
+from engine.spaces.norms import Norm, TrainedBatchStatistics, is_stateless
+from engine.spaces.operations import Chain, FactorizedReduce, Pool, ResidualReduction, gated_relu, operation
 from engine.spaces.space import CellPlan, Space
+
+# What TrainedBatchStatistics does to one group.
+BATCH = mixed_edge.Norm("batch")
 
 
 class Term(NamedTuple):
@@ -116,25 +120,56 @@ class Cell(nn.Module):
         return source.new_zeros(source.shape[0], self.plan.channels, *size)
 
     def _spread(self, source: int, state: Tensor, states: list[Tensor | None], lane: Lane) -> None:
-        """Add everything that reads ``source`` to its targets; nothing is evaluated twice."""
-        done: dict[str, Tensor] = {}
+        """Add everything that reads ``source`` to its targets; nothing is evaluated twice.
+
+        Operations that end in batch statistics are normalised where they are added, so neither normalised nor weighted outputs
+        are stored (:func:`engine.kernels.mixed_edge.mixed_sum`); there a weight of exactly zero has no gradient.
+        """
+        done: dict[tuple[str, bool], Tensor] = {}
         rectified: Tensor | None = None
-        for e, name, term in self._readers(source, lane):
-            x = state
-            if self._reads_relu(e, name):
-                if rectified is None:
-                    rectified = gated_relu(state, *self._rectified_for(source, lane))
-                x = rectified
-            key = self._shared_key(e, name)
-            if key not in self.shared:
-                y = cast(nn.ModuleDict, self.edges[e])[name](x, lane.groups, term.alive)
-            else:
-                if key not in done:
-                    done[key] = self.shared[key](x, lane.groups)
-                y = done[key]
-            self._check(e, name, state, y)
-            target = self.space.edges[e][1]
-            states[target] = _accumulate(states[target], y, term.weight)
+        for e, (start, target) in enumerate(self.space.edges):
+            if start != source:
+                continue
+            fused: list[tuple[Tensor, Tensor]] = []
+            for name, term in lane.edges[e].items():
+                x = state
+                if self._reads_relu(e, name):
+                    if rectified is None:
+                        rectified = gated_relu(state, *self._rectified_for(source, lane))
+                    x = rectified
+                scalar = term.weight is not None and term.weight.dim() == 0
+                fuses = scalar and lane.groups == 1 and _ends_in_statistics(self.module(e, name))
+                y = self._output(e, name, x, lane.groups, term.alive, done, normalised=not fuses)
+                self._check(e, name, state, y)
+                if fuses:
+                    assert term.weight is not None
+                    fused.append((y, term.weight))
+                else:
+                    states[target] = _accumulate(states[target], y, term.weight)
+            if fused:
+                terms, weights = zip(*fused, strict=True)
+                states[target] = mixed_edge.mixed_sum(terms, torch.stack(weights), states[target], norm=BATCH)
+
+    def _output(
+        self,
+        edge: int,
+        name: str,
+        x: Tensor,
+        groups: int,
+        alive: Tensor | None,
+        done: dict[tuple[str, bool], Tensor],
+        *,
+        normalised: bool,
+    ) -> Tensor:
+        """What an operation makes of a source, from ``done`` where its edges share it; without its last norm if asked for."""
+        key = self._shared_key(edge, name)
+        if (key, normalised) in done:
+            return done[key, normalised]
+        module: Any = self.module(edge, name)
+        y = (module if normalised else module.unnormalised)(x, groups, alive)
+        if key in self.shared:
+            done[key, normalised] = y
+        return y
 
     def _check(self, edge: int, name: str, state: Tensor, y: Tensor) -> None:
         """A wrong shape would be broadcast into the node unseen."""
@@ -159,6 +194,11 @@ class Cell(nn.Module):
         """For which groups the rectified state exists (where some operation that reads it is alive), and how many read it."""
         alive = [term.alive for e, name, term in self._readers(source, lane) if self._reads_relu(e, name)]
         return _union(alive), len(alive)
+
+
+def _ends_in_statistics(module: nn.Module) -> bool:
+    """Whether a norm that the weighted sum can take over is the last that an operation does."""
+    return type(module) in (Chain, FactorizedReduce, Pool) and type(module.norm) is TrainedBatchStatistics
 
 
 def _union(alive: Iterable[Tensor | None]) -> Tensor | None:

@@ -87,7 +87,8 @@ class DartsSupernet(Supernet):
         """The output of a cell; with ``recompute`` its graph is made anew in the backward pass."""
         if not (self.recompute and torch.is_grad_enabled()):
             return super().through(cell, s0, s1, lane)
-        weights = dict(cell.named_parameters())  # those of this call: they may be back in place when the gradient is taken
+        # The weights of this call: others may be in their places when the gradient is taken.
+        weights: dict[str, Tensor] = dict(cell.named_parameters())
 
         def forward(s0: Tensor, s1: Tensor) -> Tensor:
             return functional_call(cell, weights, (s0, s1, lane))

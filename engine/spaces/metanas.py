@@ -77,7 +77,7 @@ class Architecture:
 
     def active(self, flat: Tensor, temperature: float) -> Tensor:
         """Which operations weigh something, bool (T, E, O) on the host (one synchronisation)."""
-        return (self.mixture_weights(flat.detach(), temperature) > 0).cpu()
+        return (~(self.mixture_weights(flat.detach(), temperature) <= 0)).cpu()  # a NaN weighs something
 
     def genotype(self, flat: Tensor) -> Genotype:
         """Discretise: each node's best pair of inputs (without pairs, its two edges of largest parameter), each edge's best

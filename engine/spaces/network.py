@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
 from engine.spaces.cells import Cell, Lane, plain_lane
@@ -153,17 +153,22 @@ class CellNetwork(MacroNetwork):
         Names, shapes and kinds of number are compared before any tensor is read; whatever differs, or a file that cannot be
         read, is a :class:`ConfigurationError` that leaves the network as it was. Precision follows the network.
         """
-        from safetensors import SafetensorError, safe_open
-
-        wanted = self.state_dict()
-        try:
-            with safe_open(path, framework="pt") as file:
-                if problem := _mismatch(wanted, file):
-                    raise ConfigurationError(f"{path}: not the weights of this network: {problem}")
-                self.load_state_dict({name: file.get_tensor(name) for name in wanted})
-        except (OSError, SafetensorError) as error:
-            raise ConfigurationError(f"{path}: cannot read the weights ({error})") from None
+        load_weights(self, path)
         return self
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Take the weights of a safetensors file of any network's state dict; see :meth:`CellNetwork.load`."""
+    from safetensors import SafetensorError, safe_open
+
+    wanted = network.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            if problem := _mismatch(wanted, file):
+                raise ConfigurationError(f"{path}: not the weights of this network: {problem}")
+            network.load_state_dict({name: file.get_tensor(name) for name in wanted})
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path}: cannot read the weights ({error})") from None
 
 
 def _mismatch(wanted: Mapping[str, Tensor], file: Any) -> str | None:

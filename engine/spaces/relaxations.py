@@ -120,4 +120,4 @@ class Relaxation:
         if self.hard:
             heaviest = torch.arange(weights.shape[-1], device=weights.device) == weights.argmax(-1, keepdim=True)
             weights = torch.where(heaviest, weights, 0)
-        return torch.where(weights > self.threshold, weights, 0)
+        return torch.where(weights <= self.threshold, 0, weights)  # NaN stays what it is

@@ -114,12 +114,11 @@ def mixed_sum(
         scale, shift: (T, C).
 
     Returns:
-        (B, C, H, W). Gradients of every order; those of second order, under torch.func, forward mode and torch.compile, are the
-        plain formulation's.
+        (B, C, H, W). Gradients of every order: on the CPU the second is closed too and keeps only what the first keeps. From the
+        third on (on a GPU from the second on), under torch.func, forward mode and torch.compile they are the plain formulation's.
 
-    One term of weight one is a normalisation whose backward is, on the CPU with channels innermost, several times faster than the
-    library's. On the CPU two passes a term for its moments and one for the sum; the backward takes one reduction and three passes
-    a term. Half precisions are computed in float32, and rounded once.
+    On the CPU one pass a term for its moments and one for the sum; the backward takes a product, its reduction and two passes a
+    term, and its own gradient three reductions and seven passes. Half precisions are computed in float32, and rounded once.
 
     Raises:
         TypeError, ValueError: an argument of a wrong dtype, rank, shape or device.

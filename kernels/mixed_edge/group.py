@@ -87,8 +87,7 @@ def _statistics(values: list[Tensor | None], x: Tensor, units: int, norm: Norm) 
     pools = [y for y in values[:SKIP] if y is not None]
     if norm.kind == "none" or not pools:
         return mean, rstd
-    buffer = torch.empty_like(planes(pools[0], units))
-    pairs = [(none, none) if y is None else moments(planes(y, units), buffer) for y in values[:SKIP]]
+    pairs = [(none, none) if y is None else moments(planes(y, units)) for y in values[:SKIP]]
     pooled = statistics(torch.stack([m for m, _ in pairs]), torch.stack([v for _, v in pairs]), norm)
     return torch.cat([pooled[0], mean[SKIP:]]), torch.cat([pooled[1], rstd[SKIP:]])
 

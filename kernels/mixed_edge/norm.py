@@ -15,7 +15,7 @@ gradient.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,3 +97,63 @@ def cotangent_factors(
     slope = -rstd * shared_mean((weights * products).sum(0), norm)
     taken = alive.any(0)
     return direct, torch.where(taken, slope, 0), torch.where(taken, constant, 0)
+
+
+class SecondFactors(NamedTuple):
+    """What the gradients of a gradient are made of, each (T, U, C); see :func:`second_factors`."""
+
+    u: Tensor
+    z: Tensor
+    constant: Tensor
+    z_of_term: Tensor
+    g_of_term: Tensor
+    u_of_term: Tensor
+    constant_of_term: Tensor
+    weights: Tensor
+
+
+def second_factors(
+    weights: Tensor,
+    alive: Tensor,
+    rstd: Tensor,
+    totals: Tensor,
+    products: Tensor,
+    means: tuple[Tensor, Tensor, Tensor],
+    direct: Tensor,
+    norm: Norm,
+) -> SecondFactors:
+    """The gradients of sum_t <u_t, dL/dy_t> + <a_t, dL/dc_t> for g, y_t and c_t.
+
+    With J h = r (h - mean h - z mean(h z)), the symmetric Jacobian of z, and h = c g it is <u, J h> + a <g, z>, and
+
+        d/dg = c J u + a z                                     = sum_t (u, z and constant)
+        d/dc = mean(g J u)                                     = weights
+        d/dy = a J g + r^2 (z (3 mean(h z) mean(u z) + mean h mean u - mean(h u)) + mean h mean(u z) + mean u mean(h z)
+                            - mean(u z) h - mean(h z) u)       = z, g, u and constant of the term
+
+    Args:
+        weights, rstd, products, direct: c, r, the planes' means of g z, and a, (T, U, C); alive: (T, U, 1).
+        totals: the planes' means of g, (U, C).
+        means: the planes' means of u, u z and g u, (T, U, C) each.
+    """
+    c, a = torch.where(alive, weights, 0), torch.where(alive, direct, 0)
+    u1, uz, gu = means
+    if norm.kind == "none":
+        nothing = torch.zeros_like(c)
+        return SecondFactors(c, a, nothing, nothing, a, nothing, nothing, gu)
+
+    def mean(planes: Tensor) -> Tensor:
+        return shared_mean(planes, norm)
+
+    h1, hz, hu, v1, vz = mean(c * totals), mean(c * products), mean(c * gu), mean(u1), mean(uz)
+    r, square = rstd, rstd * rstd
+    return SecondFactors(
+        u=c * r,
+        z=a - c * r * vz,
+        constant=-c * r * v1,
+        z_of_term=square * (3 * hz * vz + h1 * v1 - hu) - r * mean(a * products),
+        g_of_term=a * r - square * vz * c,
+        u_of_term=-square * hz,
+        constant_of_term=square * (h1 * vz + v1 * hz) - r * mean(a * totals),
+        weights=torch.where(alive, r * (gu - v1 * totals - vz * products), 0),
+    )

@@ -17,6 +17,9 @@ from engine.kernels.mixed_edge.norm import Norm
 
 Spans = Sequence[slice]
 
+# Channels from which on the CPU library's pass for batch statistics is at full speed.
+WIDE = 64
+
 
 def channels_behind(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H, W, C) in at least float32."""
@@ -50,16 +53,27 @@ def spans(alive: Sequence[bool], units: int) -> list[slice]:
     return found
 
 
-def moments(y: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane, (U, C); deviations from the mean are squared, so nothing cancels."""
-    mean = y.sum(1) / y.shape[1]
-    deviation = torch.sub(y, mean.unsqueeze(1), out=buffer)
-    return mean, deviation.mul_(deviation).sum(1) / y.shape[1]
+    units, positions, channels = y.shape
+    side = WIDE // channels if channels < WIDE and positions % (WIDE // channels) == 0 else 1
+    if units != 1 or not y.is_contiguous():
+        mean = y.mean(1)
+        deviation = y - mean.unsqueeze(1)
+        return mean, deviation.mul_(deviation).mean(1)
+    # The library's pass is slow over few channels: several positions side by side are as many channels more.
+    shape, width = (1, side * channels, positions // side, 1), side * channels
+    mean, variance = torch.batch_norm_update_stats(y.as_strided(shape, (y.numel(), 1, width, width)), None, None, 0.0)
+    if side == 1:
+        return mean.unsqueeze(0), variance.unsqueeze(0)
+    mean, variance = mean.view(side, channels), variance.view(side, channels)
+    centre = mean.mean(0, keepdim=True)
+    return centre, (variance + (mean - centre).square()).mean(0, keepdim=True)
 
 
 def add_scaled(total: Tensor, y: Tensor, scale: Tensor, where: Spans) -> None:
     """``total`` += ``scale`` (U, C) times ``y``, in place."""
-    if _everywhere(where, total):
+    if covers(where, total):
         total.addcmul_(y, scale.unsqueeze(1))
         return
     for span in where:
@@ -68,7 +82,7 @@ def add_scaled(total: Tensor, y: Tensor, scale: Tensor, where: Spans) -> None:
 
 def mean_products(a: Tensor, b: Tensor, where: Spans, buffer: Tensor) -> Tensor:
     """The planes' means of a b, (U, C); zero outside the spans."""
-    if _everywhere(where, a):
+    if covers(where, a):
         return torch.mul(a, b, out=buffer).sum(1) / a.shape[1]
     means = a.new_zeros(a.shape[0], a.shape[2])
     for span in where:
@@ -76,5 +90,6 @@ def mean_products(a: Tensor, b: Tensor, where: Spans, buffer: Tensor) -> Tensor:
     return means
 
 
-def _everywhere(where: Spans, x: Tensor) -> bool:
-    return len(where) == 1 and where[0] == slice(0, x.shape[0])
+def covers(where: Spans, x: Tensor) -> bool:
+    """Whether the spans are all units of x."""
+    return len(where) == 1 and where[0].start == 0 and where[0].stop == x.shape[0]

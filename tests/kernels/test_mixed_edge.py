@@ -279,6 +279,44 @@ def test_first_and_second_gradients_are_those_of_differences(norm: str) -> None:
     assert gradgradcheck(added, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_of_a_sum_of_every_order_are_those_of_modules(norm: str, layout: str) -> None:
+    """Three orders in every argument, a term that one row lacks among them."""
+    rule, rows = NORMS[norm]
+    leaves = [noise(4, 4, 3, 2, address=i).contiguous(memory_format=LAYOUTS[layout]).requires_grad_() for i in range(4)]
+    weights = noise(rows, 3, address=4)
+    weights[-1, 1] = 0
+    leaves += [t.requires_grad_() for t in (weights, noise(3, 4, address=5), noise(3, 4, address=6))]
+
+    def own(*tensors: Tensor) -> Tensor:
+        total, *terms, weights, scale, shift = tensors
+        return mixed_sum(terms, weights, total, norm=rule, scale=scale, shift=shift)
+
+    def plain(*tensors: Tensor) -> Tensor:
+        total, *terms, weights, scale, shift = tensors
+        each = weights.repeat_interleave(4 // rows, 0)[:, :, None, None, None]
+        for t, term in enumerate(terms):
+            value = scale[t, :, None, None] * plain_norm(term, rule) + shift[t, :, None, None]
+            total = total + torch.where(each[:, t] != 0, each[:, t] * value, 0)
+        return total
+
+    def orders(function: Any) -> list[Tensor]:
+        found, value = [], function(*leaves)
+        for order in range(3):
+            direction = noise(*value.shape, address=7 + order) if order == 0 else torch.ones(())
+            gradients = torch.autograd.grad(value, leaves, direction, create_graph=True, allow_unused=True)
+            filled = [torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)]
+            found += filled
+            value = sum((g * noise(*g.shape, address=20 + 10 * order + i)).sum() for i, g in enumerate(filled))
+        return found
+
+    dead = torch.where(weights != 0, 1.0, 0.0)  # a weight of zero has no gradient
+    for i, (found, wanted) in enumerate(zip(orders(own), orders(plain), strict=True)):
+        wanted = wanted * dead if i == 4 else wanted
+        assert error(found, wanted) < 1e-9, i
+
+
 def test_a_second_gradient_counts_an_input_once_that_another_was_computed_from() -> None:
     """The state depends on the mixture through an earlier cell, as in every supernet."""
     mixture = noise(1, 3, address=1).softmax(-1).requires_grad_()

@@ -55,7 +55,8 @@ def test_every_row_of_table_1(tmp_path: Path) -> None:
     labels = [v["variant"] for v in result["variants"]]
     assert len(set(labels)) == 9
     assert labels[:3] == ["MetaNAS", "FNN + residual, MSE", "FNN + residual, IP"]
-    assert [len(v.get("plots", [])) for v in result["variants"]] == [0] + [1] * 8
+    assert [series["name"] for series in result["plots"][0]["series"]] == [f"{label}, seed 0" for label in labels[1:]]
+    assert "cosine_first" in result["variants"][1]
     assert len(result["tables"][0]["rows"]) == 9
     assert len(result["surfaces"]) == 8
 

@@ -107,6 +107,11 @@ def test_bases_search_end_to_end(base: str, tmp_path: Path) -> None:
     assert ("candidates" in result) == (base == "pdarts")
 
 
+def test_dry_run_tells_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tetlo", "--preset", "published-pdarts", "--dry-run", "--device", "cpu"]) == 0
+    assert "4, then 10, then 16 cells, 16 channels" in capsys.readouterr().out
+
+
 def test_presets_are_valid_and_follow_the_paper() -> None:
     presets = {name: TetloOptions(**TetloOptions.preset_values(name)) for name in TetloOptions.presets}
     for options in presets.values():
