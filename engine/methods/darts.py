@@ -63,7 +63,8 @@ class Darts(Learner):
         if self.searches(epoch, step):
             with span("architecture step"):
                 found = self.hypergradient(batch, epoch, step, rate)
-                self.state.adam.step(self.state.a, found.gradient)
+                gradient = self.base.penalised(found.gradient, self.state.a, Pass("architecture", epoch, step))
+                self.state.adam.step(self.state.a, gradient)
             self.sums["search_loss"] += found.validation
             self.sums["searched"] += 1
         if not self.base.weights_first:
@@ -80,7 +81,7 @@ class Darts(Learner):
     def hypergradient(self, batch: Batch, epoch: int, step: int, rate: float) -> Hypergradient:
         """DARTS, Eq. 7, or its first term alone."""
         options, state = self.options, self.state
-        validation = self.validation_loss(self.data.validating(epoch, step), Pass("architecture", epoch, step, "validation"))
+        validation = self.loss(self.data.validating(epoch, step), Pass("architecture", epoch, step, "validation"))
         if not options.second_order:
             return first_order(validation, state.w, state.a)
         training = self.loss(batch, Pass("architecture", epoch, step, "training"))
@@ -94,11 +95,6 @@ class Darts(Learner):
     def weight_loss(self, batch: Batch, where: Pass) -> Loss:
         """What a step of the weights lowers."""
         return self.loss(batch, where)
-
-    def validation_loss(self, batch: Batch, where: Pass) -> Loss:
-        """What the architecture lowers: the cross-entropy and the base's penalty."""
-        loss = self.loss(batch, where)
-        return lambda w, a: loss(w, a) + self.base.penalty(a, where)
 
     def logits(self, images: Tensor, where: Pass) -> Tensor:
         return self.network(self.state.w, images, self.base.mixture(self.state.a, where))

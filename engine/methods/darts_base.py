@@ -111,6 +111,13 @@ class Base:
         """What the architecture's loss adds to the cross-entropy, a scalar."""
         return a.new_zeros(())
 
+    def penalised(self, gradient: Tensor, a: Tensor, where: Pass) -> Tensor:
+        """The gradient of a loss for the architecture with that of the penalty, which no weight acts on, added."""
+        a = a.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.penalty(a, where)
+        return gradient + torch.autograd.grad(value, a)[0] if value.requires_grad else gradient
+
     def genotype(self, a: Tensor) -> Genotype:
         """The cell that these parameters stand for."""
         return self.relaxation.genotype(a)

@@ -110,7 +110,8 @@ class Tetlo(Learner):
         if self.searches(epoch, step):
             with span("architecture step"):
                 found = self.hypergradient(epoch, step, batches, quadruples, rate)
-                self.adam.step(self.a, found.main + found.auxiliary)  # A = M
+                gradient = found.main + found.auxiliary  # A = M
+                self.adam.step(self.a, self.base.penalised(gradient, self.a, Pass("architecture", epoch, step)))
             self.sums["search_loss"] += found.main_validation
             self.sums["searched"] += 1
         if not self.base.weights_first:
@@ -138,12 +139,11 @@ class Tetlo(Learner):
         def where(batch: str) -> Pass:
             return Pass("architecture", epoch, step, batch)
 
-        main = self.loss(self.data.validating(epoch, step, "main"), where("main validation"))
         levels = Trilevel(
             self.loss(training[0], where("main")),
             self.features(training[1], where("auxiliary")),
             self.transfer(training[1], quadruples, where("auxiliary")),
-            lambda w, a: main(w, a) + self.base.penalty(a, where("main validation")),
+            self.loss(self.data.validating(epoch, step, "main"), where("main validation")),
             self.loss(self.data.validating(epoch, step, "auxiliary"), where("auxiliary validation")),
             options.gamma,
             through_step=options.base != "darts1st",

@@ -213,7 +213,7 @@ def test_weights_move_before_the_architecture() -> None:
 def test_every_regulariser_moves_the_architecture() -> None:
     moved = []
     for changes in ({}, {"faithful": True}, {"skip_penalty": 5.0}, {"group_penalty": 5.0}, {"path_reward": 5.0}):
-        # At the first temperatures of 10 the path's product underflows: no gate is likely to be open.
+        # At the first temperatures of 10 all gates are open with a probability of one, whose gradient vanishes.
         search = learner("prdarts", tau_max=0.5, **changes)
         search.iterate(0, 0)
         moved.append(search.state.adam.first.clone())
