@@ -50,7 +50,7 @@ def _launched(source: str, name: str, shared_bytes: int, left: Tensor, right: Te
     partial = torch.empty(groups, pairs, splits, ROWS, ROWS, dtype=torch.float64, device=left.device)
     out = torch.empty(groups, samples, samples, dtype=torch.float64, device=left.device)
     sizes = [samples, positions, outputs, inputs, splits, pairs, per_split, samples // right.shape[1]]
-    arguments = [left, right, partial, *sizes, *strides]
+    arguments: list[Tensor | int] = [left, right, partial, *sizes, *strides]
     launch(cuda_function(source, name, shared_bytes), groups * pairs * splits, THREADS, arguments, shared_bytes)
     add_partials = cuda_function(SOURCE, "add_partials")
     launch(add_partials, -(-out.numel() // THREADS), THREADS, [partial, out, out.numel(), samples, splits, pairs])

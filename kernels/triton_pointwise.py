@@ -133,7 +133,7 @@ class Tile:
 
 # The channels of a cell are few: a tile holds 16 or 32 of them and many positions.
 TILES = (Tile(128, 16, 16), Tile(64, 32, 32))
-EXACT_TILES = (Tile(64, 16, 16), Tile(32, 32, 16))
+EXACT_TILES = (Tile(64, 16, 16, warps=8), Tile(32, 32, 16))
 JOINED = 128
 
 

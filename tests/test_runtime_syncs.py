@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,19 @@ import torch
 from host_reads import host_reads
 from torch.nn import functional as F
 
+from bench.faults import WORDS
 from engine.kernels.updates import reptile_
 from engine.learning.inner import SGD, Adam, adapt
 from engine.learning.outer import Problem, looped, meta_gradient, vmapped
 from engine.learning.tasks import Task
+from engine.methods.darts import Darts
+from engine.methods.darts_base import Base
+from engine.methods.darts_data import Halves
+from engine.methods.metanas import MetaTraining
+from engine.methods.metanas_tasks import drawn, load_data, rules, supports
+from engine.methods.pcdarts import PartialBase
+from engine.methods.tetlo import Tetlo
+from engine.runs.config import resolve
 from engine.runs.streams import stream
 from engine.scoring.ablations import KernelScorer, RegionScorer
 from engine.scoring.kernels import gram
@@ -111,3 +121,29 @@ def test_updates_of_flat_buffers() -> None:
     with host_reads(weights, learned) as reads:
         reptile_(weights, learned, 0.5)
     assert reads == []
+
+
+LEARNED: dict[str, Any] = {"darts": Base, "pcdarts": PartialBase}
+
+
+@pytest.mark.parametrize("method", ["darts", "pcdarts", "tetlo"])
+def test_steps_of_the_darts_family(method: str) -> None:
+    options: Any = replace(resolve(method, [*WORDS[method].split(), "--interval", "1"]), device="cpu")
+    data = Halves(options)
+    learner = Tetlo(options, data) if method == "tetlo" else Darts(options, data, LEARNED[method](options))
+    learner.iterate(0, 0)
+    with host_reads(learner.tensors(), learner.sums, data.data.images, data.data.labels) as reads:
+        learner.iterate(1, 0)
+    assert reads == []
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_inner_steps_of_metanas_read_once_a_task_where_the_architecture_is_settled(settled: bool) -> None:
+    options: Any = replace(resolve("metanas", WORDS["metanas"].split()), device="cpu")
+    training = MetaTraining(options, load_data(options))
+    task = drawn(options, training.data, "train", shots=3, tasks=2, address=("meta-train", 0))
+    given, (rule, _) = supports(options, task, options.batch, ("meta-train", 0)), rules(options)
+    start = (training.weights, training.alphas)
+    with host_reads(start, training.moments.weights, training.moments.alphas, given.x, given.y) as reads:
+        training.adapting.learn(start, training.moments, given, rule.frozen() if settled else rule)
+    assert [read.split()[0] for read in reads] == (["cpu"] * 2 if settled else []), reads

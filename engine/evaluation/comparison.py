@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -56,10 +57,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
 
 def comparison(runs: Sequence[Trained]) -> dict[str, Any]:
     """Tables and the plot of finished runs, the same seeds for every method; the first kind of task is the headline."""
-    groups: dict[str, list[Trained]] = {}
-    for run in runs:
-        groups.setdefault(run.method, []).append(run)
-    kinds = [test["kind"] for test in runs[0].train["tests"]]
+    groups, kinds = by_method(runs)
     tables = [accuracy_table(groups, kinds), cost_table(groups), difference_table(groups, kinds)]
     tables += [*random_tables(groups, kinds), run_table(runs, kinds)]
     return {"tables": tables, "plots": [accuracy_plot(groups, kinds[0])]}
@@ -67,12 +65,17 @@ def comparison(runs: Sequence[Trained]) -> dict[str, Any]:
 
 def transferred(source: str, target: str, runs: Sequence[Trained]) -> list[dict[str, Any]]:
     """Tables of what was found on one data set, trained and tested on another."""
+    groups, kinds = by_method(runs)
+    tables = [accuracy_table(groups, kinds), difference_table(groups, kinds), run_table(runs, kinds)]
+    return [{**table, "title": f"{table['title']} (from {source} to {target})"} for table in tables]
+
+
+def by_method(runs: Sequence[Trained]) -> tuple[dict[str, list[Trained]], list[str]]:
+    """The runs of each method, and the kinds of tasks that all of them were tested on."""
     groups: dict[str, list[Trained]] = {}
     for run in runs:
         groups.setdefault(run.method, []).append(run)
-    kinds = [test["kind"] for test in runs[0].train["tests"]]
-    tables = [accuracy_table(groups, kinds), difference_table(groups, kinds), run_table(runs, kinds)]
-    return [{**table, "title": f"{table['title']} (from {source} to {target})"} for table in tables]
+    return groups, [test["kind"] for test in runs[0].train["tests"]]
 
 
 def by_seed(runs: Sequence[Trained], kind: int) -> list[float]:
@@ -84,24 +87,25 @@ def by_seed(runs: Sequence[Trained], kind: int) -> list[float]:
 
 
 def random_tables(groups: dict[str, list[Trained]], kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """How the cells that ``random`` drew scatter, and what share of them every other method's mean is above; nothing if there is
-    none or one."""
-    drawn = [run for name, runs in groups.items() if name.partition("@")[0] == "random" for run in runs]
-    if len(drawn) < 2:
-        return []
+    """How the cells that ``random`` drew scatter, and how many of them every other method's mean beats; nothing for one cell."""
     rows = []
-    for kind, name in enumerate(kinds):
-        values = [run.accuracy(kind) for run in drawn]
-        others = [
-            f"{method} {sum(value < mean(run.accuracy(kind) for run in runs) for value in values)}/{len(values)}"
-            for method, runs in groups.items()
-            if method.partition("@")[0] != "random"
-        ]
-        numbers = [f"{value:.2f}" for value in (mean(values), stdev(values), min(values), max(values))]
-        rows.append([name, len(values), *numbers, ", ".join(others)])
-    columns = ["tasks", "cells", "mean", "sd", "worst", "best", "cells below the mean of"]
+    for drawn in filter(is_random, groups):
+        for kind, name in enumerate(kinds if len(groups[drawn]) > 1 else ()):
+            values = [run.accuracy(kind) for run in groups[drawn]]
+            means = {method: mean(run.accuracy(kind) for run in runs) for method, runs in groups.items() if not is_random(method)}
+            below = ", ".join(f"{method} {sum(v < own for v in values)}/{len(values)}" for method, own in means.items())
+            numbers = [f"{value:.2f}" for value in (mean(values), stdev(values), min(values), max(values))]
+            rows.append([drawn, name, len(values), *numbers, below])
+    if not rows:
+        return []
+    columns = ["method", "tasks", "cells", "mean", "sd", "worst", "best", "cells below the mean of"]
     note = "Percent. The spread holds that of cells and that of trainings; what is above all of few cells is not thereby better."
     return [{"title": "Random cells", "columns": columns, "rows": rows, "note": note}]
+
+
+def is_random(method: str) -> bool:
+    """Whether a row of the comparison is ``random``, at any depth and by any recipe."""
+    return re.split("[@+]", method)[0] == "random"
 
 
 def accuracy_table(groups: dict[str, list[Trained]], kinds: Sequence[str]) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class SGDOptions(NetworkOptions):
         for name in ("warmup", "momentum", "label_smoothing", "drop_path", "drop_block"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"{flag(name)} must be in 0 .. 1 (without 1), got {getattr(self, name)}")
-        if self.drop_block and not self.network.startswith("resnet12"):
+        if self.drop_block and self.network not in ("resnet12", "resnet12-rfs"):
             raise ConfigurationError(f"--drop-block is for resnet12 and resnet12-rfs, not for {self.network}; leave it out")
         if self.compile and self.drop_block:
             raise ConfigurationError("--compile: a training pass with --drop-block is not compiled; leave one of them out")

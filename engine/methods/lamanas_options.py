@@ -87,9 +87,9 @@ class LamanasOptions(MetaNASOptions):
     def label(self) -> str:
         """What tells a single run from the other variants, its seed aside: named as in Table 1."""
         if self.loss == "cross-entropy":
-            return super().label if self.network != "search" else "MetaNAS"
+            return super().label if self.network != "search" else "MetaNAS" + self._strategy
         proxy = {"mse": "MSE", "inner-product": "IP"}[self.proxy]
-        return f"{self.loss.upper()}{' + residual' if self.residual else ''}, {proxy}"
+        return f"{self.loss.upper()}{' + residual' if self.residual else ''}, {proxy}{self._strategy}"
 
     def variants(self) -> list[Self]:
         """With --loss every those of Table 1, the baseline first, a seed after the other."""
@@ -106,6 +106,10 @@ class LamanasOptions(MetaNASOptions):
     def validate(self) -> None:
         super().validate()
         self._at_least(0, "loss_rate", "loss_meta_rate", "surface_every")
+        if self.network == "compare" or self.single_task:
+            raise ConfigurationError("--network compare and --single-task: these are experiments of metanas, not of lamanas")
+        if self.loss == "every" and (self.network != "search" or self.sparse == "every"):
+            raise ConfigurationError("--loss every is Table 1: it takes --network search and one strategy for --sparse")
         if self.meta_learner == "fomaml":
             raise ConfigurationError("--meta-learner: fomaml gives the loss network no gradient; use reptile or maml")
         if not self.searches and self.proxy == "inner-product" and self.loss != "cross-entropy":

@@ -205,8 +205,13 @@ class MetaNASOptions(SearchOptions):
     @property
     def label(self) -> str:
         """What tells a single run from the other variants, its seed aside."""
-        strategy = {"none": ", nothing sparse", "operations": ", operations sparse", "inputs": ""}
-        return self.network + (strategy.get(self.sparse, "") if self.searches else "")
+        return self.network + self._strategy
+
+    @property
+    def _strategy(self) -> str:
+        """What a label says of a strategy other than MetaNAS's own."""
+        notes = {"none": ", nothing sparse", "operations": ", operations sparse"}
+        return notes.get(self.sparse, "") if self.searches else ""
 
     def variants(self) -> list[Self]:
         """The single runs that this one consists of: a seed after the other, of each network and each strategy.
@@ -267,6 +272,8 @@ class MetaNASOptions(SearchOptions):
         self._check_temperatures()
         if self.single_task and (self.network != "search" or self.faithful):
             raise ConfigurationError("--single-task is a search: it has neither --network nor --faithful")
+        if self.sparse == "every" and self.network != "search":
+            raise ConfigurationError(f"--sparse every is for --network search, got {self.network}")
         if self.meta_learner != "reptile" and (self.faithful or self.drop_path):
             raise ConfigurationError(f"--meta-learner {self.meta_learner} has neither --faithful nor --drop-path; use reptile")
 

@@ -96,7 +96,8 @@ def score(
             run.append("scores.jsonl", score_line(scorer.space, work, record))
         warn_of_nonfinite(records, scorer.space, options, bar)
         run.offer(work.to_dict, stop)
-        bar.advance(len(records), step=work.step)
+        latest = {name: score.value for record in records[-1:] for name, score in record.ablated.items()}
+        bar.advance(len(records), step=work.step, **latest)
         stop.check()
         if merged.width != width:
             width = merged.width
@@ -237,7 +238,7 @@ def outcome(options: PruningOptions, space: Space, scorer: Scorer, work: StepWor
     )
     return {
         "genotype": genotype,
-        "evaluations": work.evaluated,
+        "evaluations": work.evaluated + work.rescored,
         "supernet_evaluations": work.supernets,
         "seconds": round(work.seconds, 3),
         "cpu_seconds": round(work.cpu_seconds, 3),

@@ -40,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     watching.add_argument("directory", type=Path, help="the run directory")
     watching.add_argument("-n", "--lines", type=int, default=10, help="how many (default: %(default)s)")
     watching.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    exporting = commands.add_parser("tensorboard", help="write the numbers of a run's metrics for TensorBoard")
+    exporting.add_argument("directory", type=Path, help="the run directory")
+    exporting.add_argument("--out", type=Path, required=True, help="folder of the event file")
     arguments = parser.parse_args(argv)
+    if arguments.command == "tensorboard":
+        return _tensorboard(arguments.directory, arguments.out)
     if arguments.command == "tail":
         return _tail(arguments.directory, arguments.lines, follow=arguments.follow)
     if arguments.command == "diff":
@@ -98,6 +103,14 @@ def _report(directory: Path) -> list[str]:
     from engine.runs.report import write_report
 
     return [str(write_report(directory))]
+
+
+def _tensorboard(directory: Path, out: Path) -> int:
+    from engine.runs.tensorboard import summary_writer, write
+
+    read_run(directory, scores=False)  # refused before a folder is made
+    print(f"{write(directory, summary_writer(out))} numbers in {out}")
+    return 0
 
 
 def _tail(directory: Path, lines: int, *, follow: bool) -> int:

@@ -10,6 +10,15 @@ from typing import Any, TextIO
 
 BAR_INTERVAL = 0.25
 LINE_INTERVALS = ((60.0, 10.0), (float("inf"), 60.0))
+# Fields of which the best so far is shown too, and what is better.
+BETTER: dict[str, Callable[[float, float], float]] = {
+    "accuracy": max,
+    "validation_accuracy": max,
+    "regions": max,
+    "loss": min,
+    "validation_loss": min,
+    "condition": min,
+}
 
 
 class Progress:
@@ -36,6 +45,7 @@ class Progress:
         self._first = done
         self._clock = clock
         self._fields: dict[str, Any] = {}
+        self._best: dict[str, float] = {}
         self._display = _display(quiet, sys.stderr if stream is None else stream, total, title)
         self._started = self._due = clock()
 
@@ -50,9 +60,15 @@ class Progress:
         self._display.stop()
 
     def advance(self, n: int = 1, **fields: Any) -> None:
-        """Count ``n`` more evaluations; ``fields`` (``best=3.79``) are shown from now on, by their names."""
+        """Count ``n`` more evaluations; ``fields`` (``loss=3.79``) are shown from now on, by their names.
+
+        Of those in :data:`BETTER` the best since this process began is shown beside; NaN is never the best.
+        """
         self.done += n
         self._fields |= fields
+        for name, value in fields.items():
+            if name in BETTER and isinstance(value, int | float) and value == value:
+                self._best[name] = BETTER[name](value, self._best.get(name, value))
         if self._clock() >= self._due:
             self._show()
 
@@ -72,8 +88,13 @@ class Progress:
         if fresh > 0 and elapsed > 0:
             left = max(self.total - self.done, 0) * elapsed / fresh
             parts += [f"{_significant(fresh / elapsed)}/s", f"{duration(left)} left" if left else duration(elapsed)]
-        parts += [f"{name.replace('_', ' ')} {_significant(value)}" for name, value in self._fields.items()]
+        parts += [self._field(name, value) for name, value in self._fields.items()]
         return " · ".join([*parts, f"{_peak_memory() / 1e9:.2g} GB peak"])
+
+    def _field(self, name: str, value: Any) -> str:
+        """One field, with its best where that is another value."""
+        text, best = f"{name.replace('_', ' ')} {_significant(value)}", self._best.get(name, value)
+        return text if best == value or best != best else f"{text} (best {_significant(best)})"
 
 
 class _Quiet:

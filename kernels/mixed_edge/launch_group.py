@@ -11,9 +11,12 @@ from engine.kernels.mixed_edge.triton_blocks import Blocks, channels_last
 from engine.kernels.mixed_edge.triton_group import read_kernel, sums_kernel
 from engine.kernels.mixed_edge.triton_group_backward import cotangents_kernel, filters_kernel, gradient_kernel, products_kernel
 
-# Elements of a program of four warps that reads windows, with channels innermost (four a thread, one 16-byte load in float32) or
-# not: twice as many spill on sm_90. Not tuned on a GPU.
-WINDOW_ELEMENTS = {True: 512, False: 256}
+# Elements and warps of a program that reads windows, with channels innermost (four elements a thread: 16-byte loads in float32)
+# or not. What compiles without a spill by Triton 3.6 and 3.7: larger programs do not. Not tuned on a GPU.
+WINDOW_ELEMENTS = 256
+WINDOW_WARPS = {True: 2, False: 4}
+# The gradient's program spills with four elements a thread by one version or the other, and reads two: eight bytes at a time.
+GRADIENT_WARPS = 4
 # More than any filter has places, or any group filters: see the kernels.
 MOST = 2**20
 
@@ -49,10 +52,10 @@ class Group:
         self.x, self.stride = x, stride
         self.height, self.width = x.shape[2:]
         self.size = (*x.shape[:2], -(-self.height // stride), -(-self.width // stride))
-        self.elements = WINDOW_ELEMENTS[channels_last(x)]
+        self.elements, self.warps = WINDOW_ELEMENTS, WINDOW_WARPS[channels_last(x)]
         self.blocks = Blocks(x, self.size[2] * self.size[3], self.elements)
         self.whole = self.blocks.sizes, (self.height, self.size[3])
-        self.constants = {"STRIDE": stride, "WIDTH": self.width, **self.blocks.constants, "num_warps": 4}
+        self.constants = {"STRIDE": stride, "WIDTH": self.width, **self.blocks.constants, "num_warps": self.warps}
 
     def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Tensors of the outputs' size side by side in the layout of x; absent ones are zero."""
@@ -124,7 +127,7 @@ class Group:
             STRIDE=self.stride,
             WIDTH=self.width,
             **blocks.constants,
-            num_warps=4,
+            num_warps=GRADIENT_WARPS,
         )
         return dx
 

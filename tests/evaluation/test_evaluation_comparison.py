@@ -74,9 +74,12 @@ def test_every_run_names_its_command_and_is_plotted() -> None:
 
 def test_random_cells_of_a_seed_count_as_one_in_differences_and_as_many_in_spread() -> None:
     drawn = [trained("random", 0, 0.6), trained("random", 0, 0.8), trained("random", 1, 0.75)]
-    runs = [*drawn, trained("a", 0, 0.75), trained("a", 1, 0.79)]
-    (difference,) = table(runs, "Which differences")["rows"]
-    assert difference[2] == "-4.50"  # 70 and 75 against 75 and 79
-    (row,) = table(runs, "Random cells")["rows"]
-    assert row == ["5-way 1-shot", 3, "71.67", "10.41", "60.00", "80.00", "a 2/3"]
+    deeper = [trained("random@8", 0, 0.5), trained("random@8", 1, 0.7)]
+    runs = [*drawn, trained("a", 0, 0.75), trained("a", 1, 0.79), *deeper]
+    difference = table(runs, "Which differences")["rows"][0]
+    assert (difference[0], difference[2]) == ("random − a", "-4.50")  # 70 and 75 against 75 and 79
+    assert table(runs, "Random cells")["rows"] == [
+        ["random", "5-way 1-shot", 3, "71.67", "10.41", "60.00", "80.00", "a 2/3"],
+        ["random@8", "5-way 1-shot", 2, "60.00", "14.14", "50.00", "70.00", "a 2/2"],
+    ]
     assert not [item for item in comparison(RUNS)["tables"] if item["title"] == "Random cells"]

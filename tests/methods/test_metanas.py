@@ -184,6 +184,7 @@ def test_published_genotypes_have_the_published_size(name: str, count: int) -> N
         (["--test-architecture-steps", "9"], "--test-architecture-steps"),
         (["--ways", "9"], "9 ways need 9 classes"),
         (["--network", "nowhere"], "--network"),
+        (["--network", "compare", "--sparse", "every"], "--sparse every"),
         (["--meta-learner", "maml", "--drop-path", "0.1"], "--meta-learner"),
     ],
 )

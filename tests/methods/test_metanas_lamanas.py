@@ -114,6 +114,9 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: 
         (["--meta-learner", "fomaml"], "--meta-learner: fomaml"),
         (["--network", "conv4"], "--proxy"),
         (["--loss-rate", "-1"], "--loss-rate"),
+        (["--network", "compare"], "experiments of metanas"),
+        (["--single-task", "true"], "experiments of metanas"),
+        (["--loss", "every", "--sparse", "every"], "--loss every"),
     ],
 )
 def test_bad_input(tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,3 +133,6 @@ def test_the_published_setting() -> None:
     table = resolve("lamanas", ["--preset", "table1"])
     assert isinstance(table, LamanasOptions)
     assert [v.meta_epochs for v in table.variants()] == [200] * 9
+    strategies = resolve("lamanas", ["--sparse", "every", "--repeats", "2"])
+    assert isinstance(strategies, LamanasOptions)
+    assert len({(v.label, v.seed) for v in strategies.variants()}) == 6

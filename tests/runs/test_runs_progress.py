@@ -93,3 +93,13 @@ def test_advancing_is_cheap() -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_best_so_far_stands_beside_the_latest() -> None:
+    bar = Progress(4, "steps", quiet=True)
+    for loss, accuracy in ((2.0, 0.5), (float("nan"), 0.75), (3.0, 0.25)):
+        bar.advance(loss=loss, accuracy=accuracy, epoch=1)
+    status = bar.status(1.0)
+    assert "loss 3 (best 2) · accuracy 0.25 (best 0.75) · epoch 1" in status
+    bar.advance(loss=1.5)
+    assert "loss 1.5 ·" in bar.status(1.0)
