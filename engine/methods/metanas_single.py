@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.data import load, normalise
+from engine.data import ImageSet, load, normalise
+from engine.data.episodes import permutation
 from engine.learning.architecture_task import Classifier
 from engine.learning.bilevel import Adam, Bilevel, Sgd, cosine
 from engine.learning.task_networks import SearchedNetwork
@@ -26,6 +27,7 @@ from engine.methods.metanas_networks import build
 from engine.methods.metanas_options import MetaNASOptions
 from engine.runs.parts import Saved, Training
 from engine.runs.stopwatch import Stopwatch
+from engine.runs.streams import stream
 from engine.spaces.metanas import Architecture, genotype_parameters
 from engine.spaces.relaxations import annealed_temperature
 
@@ -71,10 +73,13 @@ class SingleTask(Training):
         state.sgd.step(state.w, gradient, cosine(options.rate, LAST_RATE * options.rate, step, options.steps))
         if (step + 1) % options.eval_every and step + 1 < options.steps:
             return []
-        before, after = self.accuracies(self.halves.plain_validation(), temperature)
+        before, after = self.accuracies(self._validation(), temperature)
         line = {"step": step + 1, "loss": loss, "temperature": temperature, "accuracy": before, "pruned_accuracy": after}
         self.curve.append(line)
         return [{"event": "validation", **line}]
+
+    def _validation(self) -> Iterable[Batch]:
+        return plain_batches(self.options, self.halves.data, "train", self.halves.validation)
 
     def _gradient(self, batch: Batch, temperature: float, wanted: Tensor) -> tuple[float, Tensor]:
         """The batch's loss and its gradient in ``wanted``, the weights or the architecture parameters."""
@@ -142,12 +147,19 @@ def halves(options: MetaNASOptions) -> Halves:
 
 
 def test_batches(options: MetaNASOptions) -> Iterable[Batch]:
-    """The images of the test split in batches of the search's size, the last one as large as it is."""
+    """The images of the test split."""
     data = load(options.data, options.data_root, options.size, splits=("test",)).to(options.device)
-    ids = torch.tensor(sorted(data.classes("test")), device=data.labels.device)
-    for chosen in data.members("test").order.split(options.batch):
-        images = normalise(data.images[chosen], data.mean, data.std).contiguous(memory_format=torch.channels_last)
-        yield Batch(images, torch.searchsorted(ids, data.labels[chosen]))
+    return plain_batches(options, data, "test", data.members("test").order)
+
+
+def plain_batches(options: MetaNASOptions, data: ImageSet, split: str, chosen: Tensor) -> Iterable[Batch]:
+    """Images of a split as they are, in batches of the search's size, in a random order by address: norms take the statistics of
+    the batch, and a batch of one class would have those of that class."""
+    ids = torch.tensor(sorted(data.classes(split)), device=data.labels.device)
+    order = permutation(len(chosen), stream(options.seed, "plain-order", split))
+    for part in chosen[order].split(options.batch):
+        images = normalise(data.images[part], data.mean, data.std).contiguous(memory_format=torch.channels_last)
+        yield Batch(images, torch.searchsorted(ids, data.labels[part]))
 
 
 def summary(variants: list[MetaNASOptions], results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -64,6 +64,14 @@ def test_a_one_hot_architecture_loses_nothing() -> None:
     assert before == after
 
 
+def test_batches_that_are_tested_mix_the_classes() -> None:
+    """Else the norms' statistics would tell the class."""
+    chosen = options("--batch", "64")
+    labels = [batch.labels for batch in batches_of_test(chosen)]
+    assert all(len(found.unique()) > 5 for found in labels[:-1])
+    assert sum(map(len, labels)) > 1000
+
+
 def test_steps_move_weights_and_architecture() -> None:
     chosen = options()
     training = SingleTask(chosen, halves(chosen))
