@@ -64,8 +64,13 @@ class Halves:
         return self._augmented(self.validation[drawn], stream(self.seed, "validation-augment", *address))
 
     def plain_validation(self) -> Iterator[Batch]:
-        """The validation half as it is, in equal batches; what does not fill one is left out."""
-        for chosen in self.validation.split(self.size):
+        """The validation half without augmentation, in equal batches; what does not fill one is left out.
+
+        Every pass has the same order, at random by address: a half comes sorted by class, and norms that take the batch's
+        statistics would tell little apart in a batch of one class.
+        """
+        order = torch.randperm(len(self.validation), generator=stream(self.seed, "validation-order"))
+        for chosen in self.validation[order].split(self.size):
             if len(chosen) == self.size:
                 yield self._batch(self.data.images[chosen.to(self.data.images.device)], chosen)
 

@@ -99,6 +99,13 @@ def test_an_epoch_sees_every_image_once_and_halves_do_not_meet() -> None:
     assert sorted(seen.tolist()) == sorted(classes.tolist())
 
 
+def test_batches_that_are_validated_on_mix_the_classes() -> None:
+    data = Halves(options(images=None, batch=32))
+    batches = [batch.labels for batch in data.plain_validation()]
+    assert all(len(labels.unique()) > data.classes // 2 for labels in batches)
+    assert [labels.tolist() for labels in batches] == [batch.labels.tolist() for batch in data.plain_validation()]
+
+
 def test_digits_are_not_mirrored_unless_asked() -> None:
     assert not Halves(options()).augment
     assert Halves(options(augment=True)).augment
