@@ -121,7 +121,9 @@ def _capture(aliases: dict[str, Tensor], names: set[str], inputs: tuple[Any, ...
         assert sink is not None
         sink.take(use, [gradient])
 
-    return Capture({id(aliases[name]): name for name in names}, len(inputs[0]), arrive)
+    # On the device from the start: a copy to it in the forward pass would wait for the host and forbid a CUDA graph.
+    anchor = torch.zeros((), requires_grad=True, device=next(iter(aliases.values())).device)
+    return Capture({id(aliases[name]): name for name in names}, len(inputs[0]), arrive, anchor=anchor)
 
 
 def _watched_forward(model: nn.Module, inputs: tuple[Any, ...], capture: Capture) -> Tensor:
