@@ -65,7 +65,7 @@ def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path) -> None:
     multiprocessing.spawn(work, (4, str(tmp_path)), nprocs=4)
     expected = [reduced(ALONE, dtype, size) for dtype in (torch.float32, torch.float64) for size in (1, 2)]
     for rank in range(4):
-        for found, alone in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
+        for found, alone in zip(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected, strict=True):
             assert torch.equal(found[0], alone.gradient)
             assert torch.equal(found[1], alone.facts)
             assert not found[2]
