@@ -6,6 +6,7 @@ program it prints what it found, and its tests read that from :func:`run_apart`.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,17 +22,40 @@ ARCHITECTURES = (80, 90)
 
 Report = dict[str, dict[str, int]]
 
+# Of so many processes that compile the same list this is which; every process takes its turns.
+SHARE, SHARES = int(os.environ.get("AOT_SHARE", 0)), int(os.environ.get("AOT_SHARES", 1))
+_turns = itertools.count()
+
 
 def run_apart(script: str, folder: Path, interpret: bool = False) -> Any:
-    """Run a test file as a program, compiling into ``folder`` or interpreting, and read the JSON that it prints."""
+    """Run a test file as a program, compiling into ``folder`` or interpreting, and read the JSON that it prints.
+
+    Compilers share the work among two processes, and what they print is put together.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment |= {"OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    shares = 1 if interpret else 2
+    started = []
+    for share in range(shares):
+        own = {"TRITON_CACHE_DIR": str(folder / str(share)), "AOT_SHARE": str(share), "AOT_SHARES": str(shares)}
+        (folder / str(share)).mkdir()
+        settings = environment | own | ({"TRITON_INTERPRET": "1"} if interpret else {})
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen([sys.executable, script], env=settings, stdout=pipe, stderr=pipe, text=True))
+    printed = []
+    for process in started:
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
+        printed.append(json.loads(out))
+    return printed[0] if interpret else merged(*printed)
+
+
+def merged(one: Report, other: Report) -> Report:
+    """Two processes' reports, each without what the other compiled."""
+    assert list(one) == list(other)
+    assert all(bool(one[name]) != bool(other[name]) for name in one)
+    return {name: one[name] or other[name] for name in one}
 
 
 def compile_triton(
@@ -44,13 +68,15 @@ def compile_triton(
     warps: int = 4,
     stages: int = 3,
 ) -> dict[str, int]:
-    """One configuration of a Triton kernel.
+    """One configuration of a Triton kernel; nothing where it is another process's turn.
 
     Args:
         arguments: types, ``{"x_ptr": "*fp32"}``; an argument that is named in neither mapping is ``i32``.
         constants: values of constexpr arguments, and of integers that the JIT would specialise because they are 1.
         aligned: arguments that the JIT would find divisible by 16. All pointers are taken to be.
     """
+    if next(_turns) % SHARES != SHARE:
+        return {}
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
