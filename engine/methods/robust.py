@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # SmoothDARTS as released: the first perturbation, and the steps of the adversary.
 FIRST_EPSILON, ATTACK_STEPS = 0.03, 7
+# The least weight of an operation that exists, far below what a network notices.
+FLOOR = 1e-12
 
 
 def search(options: RobustOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
@@ -159,8 +161,13 @@ class RobustDarts(Darts):
 
 
 def simplex(weights: Tensor, alive: Tensor) -> Tensor:
-    """Weights cut to [0, 1] and divided by their sum, of each edge; one whose weights are all cut away keeps its largest."""
+    """Weights cut to [0, 1] and divided by their sum, of each edge; one whose weights are all cut away keeps its largest.
+
+    What was cut to zero is left :data:`FLOOR`: an operation of weight exactly zero does not exist, so it would have no gradient
+    and an adversary could not bring it back.
+    """
     cut = torch.where(alive, weights.clamp(0, 1), 0)
     largest = F.one_hot(torch.where(alive, weights, -torch.inf).argmax(-1), weights.shape[-1]).to(weights)
     total = cut.sum(-1, keepdim=True)
-    return torch.where(total > 0, cut / total.clamp(min=torch.finfo(weights.dtype).tiny), largest)
+    divided = torch.where(total > 0, cut / total.clamp(min=torch.finfo(weights.dtype).tiny), largest)
+    return torch.where(alive, divided.clamp(min=FLOOR), 0)

@@ -17,6 +17,7 @@ from engine.methods.robust import RobustBase, RobustDarts, simplex
 from engine.methods.robust_options import RobustOptions
 from engine.search import main
 from engine.spaces.draws import DrawnMixture
+from engine.spaces.mixture import Mixture
 
 TINY = {"device": "cpu", "cells": 2, "channels": 2, "batch": 8, "images": 16, "epochs": 2, "order": "first", "space": "darts-s2"}
 
@@ -88,6 +89,21 @@ def test_simplex_cuts_and_divides() -> None:
     alive = torch.tensor([[True, True, False], [True, True, False]])
     found = simplex(torch.tensor([[0.5, 1.5, 9.0], [-0.2, -0.1, 9.0]]), alive)
     torch.testing.assert_close(found, torch.tensor([[1 / 3, 2 / 3, 0.0], [0.0, 1.0, 0.0]]))
+    assert ((found > 0) == alive).all()  # what is cut away still exists, and can come back
+
+
+def test_an_adversary_feels_operations_that_were_cut_away() -> None:
+    searched = learner(perturb="adversarial")
+    assert isinstance(searched, RobustDarts)
+    mixture, where = searched.base.relaxation(searched.state.a), Pass("weights", 0, 0)
+    cut = mixture.weights.detach().clone()
+    convolution = searched.base.space.operations.index("sep_conv_3x3")
+    cut[..., convolution] = -1.0
+    weights = simplex(cut, mixture.alive).requires_grad_()
+    batch = searched.data.training(0, 0)
+    logits = searched.network(searched.state.w, batch.images, searched.base.completed(Mixture(weights, mixture.alive), where))
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, batch.labels), weights)
+    assert gradient[..., convolution].abs().max() > 0
 
 
 def test_early_stop_returns_the_cell_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
