@@ -6,7 +6,7 @@ pixels row by row from the left, four to a hexadecimal digit, the last digit fil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from engine.runs.markup import escape
@@ -49,9 +49,14 @@ def svg(group: dict[str, Any]) -> str | None:
 
 def section(run: RunFiles) -> str:
     """Every group of pictures of a result, for the report; what is not of the form above is left out."""
+    return drawn_groups(objects(run.result.get("pictures"))[:MAX_GROUPS], svg)
+
+
+def drawn_groups(groups: Iterable[dict[str, Any]], draw: Callable[[dict[str, Any]], str | None]) -> str:
+    """Each group under its title and above its note; one that ``draw`` makes nothing of is left out."""
     parts = []
-    for group in objects(run.result.get("pictures"))[:MAX_GROUPS]:
-        drawn = svg(group)
+    for group in groups:
+        drawn = draw(group)
         if drawn is not None:
             note = f'<p class="soft">{escape(group["note"])}</p>' if isinstance(group.get("note"), str) else ""
             parts.append(f'<h3>{escape(str(group.get("title", "")))}</h3><div class="scroll">{drawn}</div>{note}')

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.runs.bitmaps import MAX_SIDE
+from engine.runs.bitmaps import MAX_SIDE, drawn_groups
 from engine.runs.markup import escape
 from engine.runs.records import RunFiles, objects
 
@@ -48,13 +48,7 @@ def svg(group: dict[str, Any]) -> str | None:
 
 def section(run: RunFiles) -> str:
     """Every group of a result, for the report; what is not of the form above is left out."""
-    parts = []
-    for group in objects(run.result.get("surfaces"))[:MAX_GROUPS]:
-        drawn = svg(group)
-        if drawn is not None:
-            note = f'<p class="soft">{escape(group["note"])}</p>' if isinstance(group.get("note"), str) else ""
-            parts.append(f'<h3>{escape(str(group.get("title", "")))}</h3><div class="scroll">{drawn}</div>{note}')
-    return "".join(parts)
+    return drawn_groups(objects(run.result.get("surfaces"))[:MAX_GROUPS], svg)
 
 
 def _picture(levels: str, width: int, x: int) -> str:
