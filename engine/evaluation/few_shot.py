@@ -62,10 +62,10 @@ def extract_features(options: FewShotTestOptions, protocol: Protocol, network: n
     order = data.members(protocol.test).order.to(data.images.device)
     network.eval()
     chunks = order.split(IMAGES)
-    plain = _embedded(network, (normalise(data.images[chunk], data.mean, data.std) for chunk in chunks))
+    plain = _embedded(options, network, (normalise(data.images[chunk], data.mean, data.std) for chunk in chunks))
     views = plain[None]
     if options.support_views > 1:
-        views = torch.stack([_embedded(network, _view(options, data, chunks, v)) for v in range(options.support_views)])
+        views = torch.stack([_embedded(options, network, _view(options, data, chunks, v)) for v in range(options.support_views)])
     rows = torch.full((len(data.images),), -1, device=order.device)
     rows[order] = torch.arange(len(order), device=order.device)
     return Features(plain, views, rows)
@@ -77,10 +77,18 @@ def _view(options: FewShotTestOptions, data: ImageSet, chunks: Sequence[Tensor],
         yield augment(data, data.images[chunk], options.augmentation, stream(options.seed, "support-view", view, k))
 
 
-def _embedded(network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Features of images that are made batch by batch, so that only one batch of them is held."""
-    found = [embed(network, batch.contiguous(memory_format=torch.channels_last)) for batch in batches]
-    return normalize(torch.cat(found).float(), dim=1)
+def _embedded(options: FewShotTestOptions, network: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Features of images that are made batch by batch, so that only one batch of them is held; (M, F), of length 1.
+
+    With ``mirror`` an image's features are added to those of its mirror image before they get that length.
+    """
+    found = []
+    for batch in batches:
+        features = embed(network, batch.contiguous(memory_format=torch.channels_last)).float()
+        if options.mirror:
+            features += embed(network, batch.flip(-1).contiguous(memory_format=torch.channels_last)).float()
+        found.append(features)
+    return normalize(torch.cat(found), dim=1)
 
 
 def run_tests(

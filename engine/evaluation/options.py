@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "small-digits": {"channels": 16, "cells": 3, "batch": 64, "rate": 0.05, "budget": "60s"},
     "small-omniglot": {**_OMNIGLOT, "channels": 16, "pool": 2, "batch": 64, "budget": "600s"},
-    "small-cifar-fs": {**_CIFAR_FS, "channels": 32, "pool": 2, "budget": "840s"},
+    "small-cifar-fs": {**_CIFAR_FS, "channels": 16, "batch": 64, "pool": 2, "mirror": True, "budget": "900s"},
     "paper-mini-5": {**_MINI, "cells": 5},
     "paper-mini-8": {**_MINI, "cells": 8, "batch": 40},
     "paper-tiered-5": {**_TIERED, "cells": 5},
@@ -129,6 +129,8 @@ class FewShotTestOptions(NetworkOptions):
     """Query images of a class; 50 is the default of the published script."""
     support_views: int = 1
     """Augmented copies that stand for each support image; 1 takes the image as it is, 5 is published."""
+    mirror: bool = False
+    """Add the features of its mirror image to those of each test image: for photographs, at twice the cost of the features."""
     classifiers: str = "logistic,centroid"
     """Classifiers on the features, the headline first: logistic, svm, centroid, cosine."""
     penalty: float = 1.0

@@ -144,6 +144,17 @@ def test_support_views_stand_for_supports_only(digits: Protocol) -> None:
     assert not torch.equal(features.views[0], features.views[1])
 
 
+def test_mirrored_features_do_not_tell_an_image_from_its_mirror_image(digits: Protocol) -> None:
+    data = digits.data
+    flipped = replace(digits, data=replace(data, images=data.images.flip(-1)))
+    network = build(TINY, None, data)
+    options = replace(TINY, mirror=True)
+    both, other = (extract_features(options, protocol, network).plain for protocol in (digits, flipped))
+    torch.testing.assert_close(both, other)
+    torch.testing.assert_close(both.norm(dim=1), torch.ones(len(both)))
+    assert (both - extract_features(TINY, digits, network).plain).abs().max() > 0.01
+
+
 def test_perfect_features_are_classified_perfectly(digits: Protocol) -> None:
     data = digits.data
     order = data.members("test").order
