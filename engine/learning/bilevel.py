@@ -28,8 +28,8 @@ class FlatNetwork:
         self.start = self.layout.pack({name: p.detach() for name, p in parameters.items()})
         self._model = model.requires_grad_(False)
 
-    def __call__(self, w: Tensor, x: Tensor, mixture: Mixture) -> Any:
-        """Weights (P,), images (B, C, H, W) and a mixture -> what the module makes of them, such as logits (B, K)."""
+    def __call__(self, w: Tensor, x: Tensor, mixture: Mixture | None) -> Any:
+        """Weights (P,), images (B, C, H, W) and a mixture if the module takes one -> what it makes of them, as logits (B, K)."""
         return functional_call(self._model, self.layout.views(w), (x, mixture))
 
 

@@ -7,7 +7,7 @@ to 8; reference note tetlo-darts, sections 1.6 and 6.5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -43,25 +43,44 @@ def both_gradients(loss: Loss, w: Tensor, a: Tensor) -> tuple[Tensor, Tensor, Te
 def _gradients(loss: Loss, w: Tensor, a: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     with torch.enable_grad():
         value = loss(w, a)
-    return value.detach(), torch.autograd.grad(value, [x for x in (w, a) if x.requires_grad])
+    return value.detach(), derivatives(value, [x for x in (w, a) if x.requires_grad])
+
+
+def derivatives(output: Tensor, inputs: Sequence[Tensor], cotangent: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Gradients of an output for inputs; that of an empty input is empty, whether the output depends on it or not.
+
+    So a model without architecture parameters has an empty tensor of them. An output that depends on none of the others is an
+    error.
+    """
+    found = iter(torch.autograd.grad(output, [x for x in inputs if x.numel()], cotangent))
+    return tuple(next(found) if x.numel() else torch.zeros_like(x) for x in inputs)
 
 
 class Step(NamedTuple):
     """The virtual step of the weights w' = w - rate (0.9 m + g + decay w); see :func:`virtual_step`.
 
-    ``inertia`` is 0.9 m, the momentum that the real step would add, or None for none.
+    ``inertia`` is 0.9 m, the momentum that the real step would add, or None for none; ``momentum`` says how much of its direction
+    a step leaves to a further one.
     """
 
     rate: float
     decay: float = 0.0
     inertia: Tensor | None = None
+    momentum: float = 0.0
 
     def apply(self, w: Tensor, gradient: Tensor) -> Tensor:
         """w' as a new tensor."""
+        return torch.add(w, self._direction(w, gradient), alpha=-self.rate)
+
+    def following(self, w: Tensor, gradient: Tensor) -> Step:
+        """The step after this one."""
+        return self._replace(inertia=self.momentum * self._direction(w, gradient))
+
+    def _direction(self, w: Tensor, gradient: Tensor) -> Tensor:
         direction = gradient.add(w, alpha=self.decay)
         if self.inertia is not None:
             direction += self.inertia
-        return torch.add(w, direction, alpha=-self.rate)
+        return direction
 
 
 class Hypergradient(NamedTuple):

@@ -22,6 +22,19 @@ def draw_quadruples(images: int, pairs: int, generator: torch.Generator) -> Tens
     return torch.stack([first[0], second[0], first[1], second[1]])
 
 
+def draw_triples(images: int, triples: int, generator: torch.Generator) -> Tensor:
+    """``triples`` triples (x, y, z) of different indices into a batch of at least three, (3, triples), uniformly."""
+    x = torch.randint(images, (triples,), generator=generator)
+    y = torch.randint(images - 1, (triples,), generator=generator)
+    z = torch.randint(images - 2, (triples,), generator=generator)
+    # Each is drawn among the others: skip the places that are taken, the lower one first.
+    y += y >= x
+    low, high = torch.minimum(x, y), torch.maximum(x, y)
+    z += z >= low
+    z += z >= high
+    return torch.stack([x, y, z])
+
+
 def check_pairs(images: int, pairs: int) -> None:
     """Raise a :class:`ConfigurationError` unless a batch has that many different pairs."""
     if images * (images - 1) // 2 < pairs:
@@ -36,14 +49,23 @@ def quadruple_similarity(main: Tensor, auxiliary: Tensor, quadruples: Tensor, *,
     ``main`` and ``auxiliary`` are features (B, F) of the same images, ``quadruples`` (4, K). Zero where both order all pairs
     alike; each term is at most 4. ``mean`` divides by K. One B x B product and K gathers a model.
     """
-    products = _differences(main, quadruples) * _differences(auxiliary, quadruples)
-    terms = F.relu(-products)
+    terms = quadruple_terms(main, auxiliary, quadruples)
     return terms.mean() if mean else terms.sum()
 
 
-def _differences(features: Tensor, quadruples: Tensor) -> Tensor:
-    """c(x, y) - c(z, w), (K,)."""
-    normal = F.normalize(features, dim=1)
-    cosines = normal @ normal.T
+def quadruple_terms(main: Tensor, auxiliary: Tensor, quadruples: Tensor) -> Tensor:
+    """The terms (K,) of :func:`quadruple_similarity`."""
+    return F.relu(-(differences(main, quadruples) * differences(auxiliary, quadruples)))
+
+
+def differences(features: Tensor, quadruples: Tensor) -> Tensor:
+    """c(x, y) - c(z, w) of quadruples (4, K) -> (K,)."""
+    c = cosines(features)
     x, y, z, w = quadruples
-    return cosines[x, y] - cosines[z, w]
+    return c[x, y] - c[z, w]
+
+
+def cosines(features: Tensor) -> Tensor:
+    """c, the cosines of all pairs of features (B, F) -> (B, B)."""
+    normal = F.normalize(features, dim=1)
+    return normal @ normal.T

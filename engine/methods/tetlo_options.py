@@ -78,18 +78,30 @@ class TetloOptions(PartialOptions, ProgressiveOptions, GateOptions):
     """Weight lambda of the similarities in the auxiliary model's loss; 0.1 in the paper's text, 0.5 in its tables 27 and 29."""
     gamma: float = 1.0
     """Weight of the auxiliary model's validation loss."""
+    transfer: Literal["qrs", "ts", "ps", "pl", "regembed"] = "qrs"
+    """What the auxiliary model takes over: the order of quadruples or triples of images, which pairs are similar, the classes'
+    probabilities of images (pl), or their features (regembed)."""
     pairs: int = 300
-    """Quadruples of images of a batch whose similarities are compared."""
+    """Quadruples (qrs), triples (ts) or pairs (ps) of images of a batch whose similarities are compared."""
     similarity: Literal["sum", "mean"] = "sum"
-    """How the quadruples' terms are put together: the paper's sum, or a mean, which makes lambda independent of --pairs."""
+    """How the transfer's terms are put together: the paper's sum, or a mean, which makes lambda independent of --pairs."""
+    auxiliary: Literal["tied", "simple-cnn", "resnet18", "resnet50", "resnet101"] = "tied"
+    """The auxiliary model: one of the searched architecture, which shares all weights but those of the last cell and the head, or
+    a fixed network."""
+    auxiliary_width: int = 64
+    """Channels of the first stage of a fixed auxiliary network."""
+    unroll: int = 1
+    """Steps of the main and of the auxiliary model that an architecture gradient looks through (Table 16: 1, 2 and 3)."""
 
     def validate(self) -> None:
         super().validate()
         self._at_least(0, "lam", "gamma")
-        self._at_least(1, "pairs")
+        self._at_least(1, "pairs", "auxiliary_width", "unroll")
         self._at_least(2, "cells")
+        if self.auxiliary == "tied" and self.auxiliary_width != 64:
+            raise ConfigurationError("--auxiliary-width belongs to a fixed --auxiliary; a tied one has the --channels")
         possible = self.batch * (self.batch - 1) // 2
-        if possible < self.pairs:
+        if possible < self.pairs and self.transfer in ("qrs", "ts", "ps"):
             raise ConfigurationError(f"--batch: {self.batch} images make {possible} pairs, fewer than --pairs {self.pairs}")
         shared = {field.name for field in fields(FamilyOptions)}
         for base, options in _OWN.items():

@@ -42,7 +42,7 @@ def test_leaves_a_whole_run_directory(tmp_path: Path) -> None:
 def test_models_share_everything_but_the_last_cell_and_the_head() -> None:
     tetlo = learner()
     shared, start = tetlo.shared, tetlo.main.w.clone()
-    names = [name for name, _ in tetlo.network.layout.shapes]
+    names = [name for name, _ in tetlo.main.model.network.layout.shapes]
     own = [name for name in names if name.startswith(("supernet.cells.0.", "supernet.classifier."))]
     assert names[-len(own) :] == own
     for step in range(2):
@@ -61,6 +61,9 @@ def test_architecture_moves_on_its_interval_and_every_weight_of_the_objective_co
         "main only": {"gamma": 0.0},
         "strong": {"lam": 5.0},
         "mean": {"similarity": "mean", "lam": 5.0},
+        "triples": {"transfer": "ts", "lam": 5.0},
+        "two steps": {"unroll": 2},
+        "resnet": {"auxiliary": "resnet18", "auxiliary_width": 2},
     }.items():
         tetlo = learner(interval=3, batch=6, images=18, pairs=15, **changes)
         tetlo.iterate(0, 0)
@@ -89,13 +92,26 @@ def test_every_base_sees_both_models_and_draws_once(base: str) -> None:
         found.append(tetlo.adam.first.clone())
     assert torch.equal(found[0], found[1])
     assert all(not torch.equal(found[0], other) for other in found[2:])
-    names = [name for name, _ in tetlo.network.layout.shapes]
+    names = [name for name, _ in tetlo.main.model.network.layout.shapes]
     own = [name for name in names if ".classifier." in name or ".tail_norm." in name]
     assert names[-len(own) :] == own
     assert len(own) == (4 if base == "prdarts" else 2)
-    for name, view in tetlo.network.layout.views(tetlo.main.w != tetlo.auxiliary.w).items():
+    for name, view in tetlo.main.model.network.layout.views(tetlo.main.w != tetlo.auxiliary.w).items():
         last = name in own or name.startswith(f"supernet.cells.{tetlo.base.cells - 2}.")
         assert last or not bool(view.any()), name
+
+
+@pytest.mark.parametrize(("auxiliary", "size"), [("simple-cnn", 16), ("resnet50", 8)])
+def test_fixed_auxiliary_models_share_nothing(auxiliary: str, size: int, tmp_path: Path) -> None:
+    words = ["--auxiliary", auxiliary, "--auxiliary-width", "2", "--size", str(size), "--transfer", "ps"]
+    assert main(["tetlo", *WORDS, "--epochs", "1", *words, "--quiet", "--out", str(tmp_path)]) == 0
+    assert "genotype" in json.loads((tmp_path / "result.json").read_text())
+    tetlo = learner(auxiliary=auxiliary, auxiliary_width=2, size=size)
+    start = tetlo.auxiliary.w.clone(), tetlo.main.w.clone()
+    tetlo.iterate(0, 0)
+    assert tetlo.shared == 0
+    assert not torch.equal(tetlo.auxiliary.w, start[0])
+    assert not torch.equal(tetlo.main.w, start[1])
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -123,8 +139,15 @@ def test_presets_are_valid_and_follow_the_paper() -> None:
     assert presets["published-pdarts"].all_epochs == 75
 
 
-def test_stopped_search_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    whole = learner()
+def test_features_of_two_widths_cannot_be_subtracted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*WORDS, "--auxiliary", "resnet18", "--auxiliary-width", "2", "--transfer", "regembed"]
+    assert run_command(main, ["tetlo", *words, "--out", str(tmp_path / "run")]) == 2
+    assert "the main model has 8, the auxiliary one 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{}, {"auxiliary": "resnet18", "auxiliary_width": 2, "unroll": 2}])
+def test_stopped_search_goes_on_to_the_same_numbers(changes: dict[str, Any], tmp_path: Path) -> None:
+    whole = learner(**changes)
     for step in range(6):
         whole.iterate(*divmod(step, 3))
 
@@ -137,7 +160,7 @@ def test_stopped_search_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
     options = whole.options
     with Run.create(tmp_path, "", {}) as run, graceful() as stop, pytest.raises(Preempted):
         run_search(Stopping(options, Halves(options)), run, stop, lambda *a, **k: Progress(*a, quiet=True, **k))
-    resumed = learner()
+    resumed = learner(**changes)
     with Run.resume(tmp_path) as run, graceful() as stop:
         run_search(resumed, run, stop, lambda *a, **k: Progress(*a, quiet=True, **k))
     for name, tensor in whole.tensors().items():
@@ -155,6 +178,10 @@ def test_stopped_search_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
         (["--partial", "2"], "--partial belongs to --base pcdarts, not to darts2nd"),
         (["--base", "pdarts", "--tau-max", "3"], "--tau-max belongs to --base prdarts, not to pdarts"),
         (["--base", "pcdarts"], "must be a multiple of 8"),
+        (["--transfer", "fitnets"], "--transfer"),
+        (["--auxiliary-width", "8"], "--auxiliary-width belongs to a fixed --auxiliary"),
+        (["--auxiliary", "resnet18", "--auxiliary-width", "0"], "--auxiliary-width must be at least 1"),
+        (["--unroll", "0"], "--unroll must be at least 1"),
     ],
 )
 def test_bad_options(tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
