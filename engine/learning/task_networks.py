@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from engine.learning.architecture_task import Classifier, TaskModel
 from engine.learning.flat import Layout
 from engine.spaces.genotype import Genotype
 from engine.spaces.metanas import Architecture, genotype_parameters
@@ -71,7 +72,7 @@ class DiscreteNetwork:
     ) -> Tensor:
         return self.stacked(weights, x, self.alive.to(weights), self.alive, masks)
 
-    def parameters(self, channels: int, channels_in: int, outputs: int, cells: int) -> int:
+    def parameters(self, *, channels: int, channels_in: int, outputs: int, cells: int) -> int:
         """How many it has."""
         return genotype_parameters(
             self.genotype, self.stacked.space, channels=channels, channels_in=channels_in, outputs=outputs, cells=cells
@@ -129,3 +130,37 @@ class FixedNetwork:
 
     def drop_path(self, probability: float, samples: int, generator: torch.Generator) -> Tensor:
         raise ValueError("drop_path: a network of one genotype has none")
+
+
+class ExtractedNetwork:
+    """A network on what a feature extractor makes of the images; weights (P,) are the extractor's, then the network's."""
+
+    def __init__(self, extractor: nn.Module, network: Classifier) -> None:
+        self.extractor, self.network = extractor, network
+        self.layout = Layout.of(dict(extractor.named_parameters()))
+
+    def __call__(
+        self,
+        weights: Tensor,
+        alphas: Tensor,
+        x: Tensor,
+        temperature: float,
+        *,
+        alive: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> Tensor:
+        own, others = weights.split([self.layout.size, len(weights) - self.layout.size])
+        maps = functional_call(self.extractor, self.layout.views(own), (x,))
+        return self.network(others, alphas, maps, temperature, alive=alive, masks=masks)
+
+
+class ExtractedTaskNetwork(ExtractedNetwork):
+    """The same for a network that a task learner trains."""
+
+    network: TaskModel
+
+    def active(self, alphas: Tensor, temperature: float) -> Tensor | None:
+        return self.network.active(alphas, temperature)
+
+    def drop_path(self, probability: float, samples: int, generator: torch.Generator) -> Tensor:
+        return self.network.drop_path(probability, samples, generator)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.kernels.updates import AdamRule, adam_, reptile_
-from engine.learning.architecture_task import Learned, Supports, TaskRule
+from engine.learning.architecture_task import Learned, Supports, TaskModel, TaskRule
 from engine.learning.learned_loss import (
     FeedForwardLoss,
     LossNetwork,
@@ -31,14 +31,17 @@ from engine.learning.learned_loss import (
     mse_proxy,
 )
 from engine.learning.shared_tasks import TaskSharing
-from engine.learning.task_networks import ReferenceNetwork
 from engine.learning.unrolled import meta_gradient
 from engine.methods.lamanas_options import LamanasOptions
 from engine.methods.metanas import MetaTraining, plan, run_variants
+from engine.methods.metanas_networks import Learner, with_extractor
 from engine.methods.metanas_tasks import rules
 from engine.runs.parts import Saved
 from engine.runs.streams import stream
 from engine.runs.surfaces import to_levels
+from engine.spaces.network import load_weights
+from engine.spaces.resnet18 import ResNet18Extractor
+from engine.spaces.supernet import initialise
 
 if TYPE_CHECKING:
     from engine.data import ImageSet
@@ -69,6 +72,17 @@ class LossTraining(MetaTraining):
         self.network = kind(options.ways, residual=options.residual)
         self.phi = initial(self.network, stream(options.seed, "loss")).to(options.device)
         self.adapting.loss = self.testing.loss = self._learned
+
+    def build(self) -> Learner:
+        """The network of MetaNAS, behind the first layers of ResNet-18 where the options ask for them."""
+        learner, options = super().build(), self.options
+        if options.extractor == "none":
+            return learner
+        extractor = ResNet18Extractor(self.data.images.shape[1])
+        initialise(extractor, stream(options.seed, "extractor"), kaiming=False)
+        if options.extractor_weights:
+            load_weights(extractor.layers, options.extractor_weights, others=True)
+        return with_extractor(learner, extractor)
 
     def _learned(self, logits: Tensor, labels: Tensor) -> Tensor:
         assert self.network is not None
@@ -104,13 +118,15 @@ class LossTraining(MetaTraining):
         """phi after one Adam step from fresh moments on the proxy at a task's end, and the logits there (without a graph)."""
         phi = self.phi.detach().clone().requires_grad_(True)
         temperature = rule.temperature(rule.steps)
+        # As in TaskLearner: at the end of a task most of the supernet weighs nothing.
+        alive = self.learner.train.active(alphas, temperature) if alphas.device.type == "cpu" else None
         if self.options.proxy == "mse":
             with torch.no_grad():
-                logits = self.learner.train(weights, alphas, x, temperature)
+                logits = self.learner.train(weights, alphas, x, temperature, alive=alive)
             value = mse_proxy(network, phi, logits, y)
         else:
             weights, alphas = (t.detach().requires_grad_(True) for t in (weights, alphas))
-            logits = self._twice_differentiable()(weights, alphas, x, temperature)
+            logits = self._twice_differentiable()(weights, alphas, x, temperature, alive=alive)
             tangent = descent_tangent(logits, y, (weights, alphas), (self.options.rate, self.options.architecture_rate))
             logits = logits.detach()
             value = inner_product_proxy(network, phi, logits, y, tangent)
@@ -120,7 +136,7 @@ class LossTraining(MetaTraining):
         adam_(phi, gradient, first, second, 1, rate=self.options.loss_rate, rule=AdamRule((0.0, 0.999)))
         return phi, logits
 
-    def _twice_differentiable(self) -> ReferenceNetwork:
+    def _twice_differentiable(self) -> TaskModel:
         network = self.learner.reference
         assert network is not None, "validate() asks for --network search"
         return network
@@ -168,7 +184,7 @@ class LossTraining(MetaTraining):
 
     def result(self) -> dict[str, Any]:
         """The outcome of :class:`~engine.methods.metanas.MetaTraining` with the course of the cosine."""
-        result, cosines = super().result(), self.cosines
+        result, cosines = {**super().result(), **self._extractor()}, self.cosines
         if self.network is None:
             return result
         series = [{"name": "cosine", "x": list(range(1, len(cosines) + 1)), "y": cosines}]
@@ -176,6 +192,14 @@ class LossTraining(MetaTraining):
         plot = {"title": title, "x_label": "meta-updates", "y_label": "cosine", "series": series, "kind": "line"}
         sizes = {"loss_parameters": len(self.phi), "cosine_first": cosines[0], "cosine_last": cosines[-1]}
         return {**result, **sizes, "plots": [*result["plots"], plot], "surfaces": self.surfaces}
+
+    def _extractor(self) -> dict[str, Any]:
+        """What images go through first, and where its weights came from."""
+        if self.learner.extractor is None:
+            return {}
+        source = self.options.extractor_weights
+        origin = f"first layers from {source}, its own two convolutions drawn at random" if source else "drawn at random"
+        return {"extractor": f"ResNet-18, {origin}", "extractor_parameters": self.learner.extractor_parameters}
 
 
 def _surface(network: LossNetwork, phi: Tensor, updates: int) -> dict[str, Any]:

@@ -79,7 +79,12 @@ class LamanasOptions(MetaNASOptions):
     loss_at_test: Literal["fixed", "step"] = "fixed"
     """In a test task the loss network stays (paper), or takes its step after the last inner step (code), which only the reported
     loss of the queries can show."""
-
+    extractor: Literal["none", "resnet18"] = "none"
+    """What images go through before the network: nothing, or the first layers of a ResNet-18, which are learned too and make a
+    step some thirty times slower; the paper finds that they hurt."""
+    extractor_weights: str = ""
+    """A safetensors file of a ResNet-18 under torchvision's names, for the extractor to start from; otherwise it is drawn at
+    random."""
     surface_every: int = 20
     """Meta-updates between two drawings of the learned loss over two logits (Figure 3) in the report; 0 is never."""
 
@@ -108,6 +113,8 @@ class LamanasOptions(MetaNASOptions):
         self._at_least(0, "loss_rate", "loss_meta_rate", "surface_every")
         if self.network == "compare" or self.single_task:
             raise ConfigurationError("--network compare and --single-task: these are experiments of metanas, not of lamanas")
+        if self.extractor_weights and self.extractor == "none":
+            raise ConfigurationError("--extractor-weights: these are for --extractor resnet18")
         if self.loss == "every" and (self.network != "search" or self.sparse == "every"):
             raise ConfigurationError("--loss every is Table 1: it takes --network search and one strategy for --sparse")
         if self.meta_learner == "fomaml":

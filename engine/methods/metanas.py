@@ -108,7 +108,7 @@ class MetaTraining(Training):
 
     def __init__(self, options: MetaNASOptions, data: ImageSet, sharing: TaskSharing | None = None) -> None:
         self.options, self.data, self.sharing = options, data, sharing
-        self.learner: Learner = build(options, data.images.shape[1], data.images.shape[-1])
+        self.learner = self.build()
         self.weights, self.alphas = (t.to(options.device).clone() for t in (self.learner.weights, self.learner.alphas))
         # The published copy of the network, with the weights it was constructed with (reference note, section 6.1).
         stale = (self.weights.clone(), self.alphas.clone()) if options.faithful and options.searches else None
@@ -119,6 +119,10 @@ class MetaTraining(Training):
         self.validations: list[dict[str, float]] = []
         self.seconds = self.cpu_seconds = self.learning_seconds = 0.0
         self._watch = Stopwatch()
+
+    def build(self) -> Learner:
+        """What is meta-learned."""
+        return build(self.options, self.data.images.shape[1], self.data.images.shape[-1])
 
     def check(self) -> None:
         """Draw once what the run will draw, so that data that cannot give it is refused before the work begins."""

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
-from engine.learning.task_networks import FixedNetwork, ReferenceNetwork, SearchedNetwork
+from engine.learning.architecture_task import Classifier, TaskModel
+from engine.learning.task_networks import (
+    ExtractedNetwork,
+    ExtractedTaskNetwork,
+    FixedNetwork,
+    ReferenceNetwork,
+    SearchedNetwork,
+)
 from engine.methods.metanas_options import MetaNASOptions
 from engine.methods.random_search import draw
 from engine.runs.streams import stream
@@ -17,7 +25,7 @@ from engine.spaces.genotype import Genotype
 from engine.spaces.metanas import Architecture, metanas_supernet
 from engine.spaces.metanas_genotypes import PUBLISHED
 from engine.spaces.network import build_network
-from engine.spaces.space import METANAS
+from engine.spaces.space import AUTOMETA, METANAS, SPACES
 from engine.spaces.supernet import initialise
 
 
@@ -25,20 +33,32 @@ from engine.spaces.supernet import initialise
 class Learner:
     """A network in its meta-training and meta-test form, which differ in the threshold only, and where meta-training starts.
 
-    ``genotype`` is that of a fixed network, ``reference`` a searched one in a form that is differentiable twice.
+    ``genotype`` is that of a fixed network, ``reference`` a searched one in a form that is differentiable twice, ``searched`` its
+    test form without the ``extractor`` that images may go through before.
     """
 
-    train: SearchedNetwork | FixedNetwork
-    test: SearchedNetwork | FixedNetwork
+    train: TaskModel
+    test: TaskModel
     weights: Tensor
     alphas: Tensor
     genotype: Genotype | None = None
-    reference: ReferenceNetwork | None = None
+    reference: TaskModel | None = None
+    searched: SearchedNetwork | None = None
+    extractor: nn.Module | None = None
 
     @property
     def architecture(self) -> Architecture | None:
         """The searched architecture, as tests see it."""
-        return self.test.architecture if isinstance(self.test, SearchedNetwork) else None
+        return None if self.searched is None else self.searched.architecture
+
+    @property
+    def extractor_parameters(self) -> int:
+        """Parameters before the network; 0 without extractor."""
+        return 0 if self.extractor is None else sum(p.numel() for p in self.extractor.parameters())
+
+    def extracted(self, network: Classifier) -> Classifier:
+        """A network as images reach it."""
+        return network if self.extractor is None else ExtractedNetwork(self.extractor, network)
 
 
 def build(options: MetaNASOptions, channels_in: int, size: int) -> Learner:
@@ -49,13 +69,13 @@ def build(options: MetaNASOptions, channels_in: int, size: int) -> Learner:
             cells=options.cells, channels=options.channels, outputs=options.ways, channels_in=channels_in
         )
         initialise(reference, generator, kaiming=False)
-        sparse = options.sparse == "inputs"
-        twice = ReferenceNetwork(reference, Architecture(sparse_inputs=sparse, threshold=options.threshold))
+        sparse: dict[str, Any] = {"sparse_inputs": options.sparse == "inputs", "hard": options.hard}
+        twice = ReferenceNetwork(reference, Architecture(threshold=options.threshold, **sparse))
         train = twice if options.meta_learner == "maml" else SearchedNetwork(reference, twice.architecture)
-        test = SearchedNetwork(reference, Architecture(sparse_inputs=sparse, threshold=options.test_threshold))
+        test = SearchedNetwork(reference, Architecture(threshold=options.test_threshold, **sparse))
         alphas = 1e-3 * torch.randn(test.architecture.size, generator=stream(options.seed, "architecture"))
         weights = train.stacked.pack(dict(reference.named_parameters()))
-        return Learner(train, test, weights, alphas, reference=twice)
+        return Learner(train, test, weights, alphas, reference=twice, searched=test)
     genotype = None if options.network == "conv4" else find_genotype(options)
     module: nn.Module
     if genotype is None:
@@ -68,11 +88,29 @@ def build(options: MetaNASOptions, channels_in: int, size: int) -> Learner:
             cells=options.cells,
             channels_in=channels_in,
             norm="batchstat-affine",
-            space=METANAS,
+            space=SPACES[genotype.space],
         )
     initialise(module, generator, kaiming=False)
     network = FixedNetwork(module)
     return Learner(network, network, network.layout.pack(dict(module.named_parameters())).detach(), torch.zeros(0), genotype)
+
+
+def with_extractor(learner: Learner, extractor: nn.Module) -> Learner:
+    """The same behind a feature extractor, whose parameters are learned with the others and come first among the weights."""
+
+    def behind(network: TaskModel) -> TaskModel:
+        return ExtractedTaskNetwork(extractor, network)
+
+    weights = torch.cat([*(p.detach().flatten() for p in extractor.parameters()), learner.weights])
+    reference = None if learner.reference is None else behind(learner.reference)
+    return replace(
+        learner,
+        train=behind(learner.train),
+        test=behind(learner.test),
+        reference=reference,
+        weights=weights,
+        extractor=extractor,
+    )
 
 
 def find_genotype(options: MetaNASOptions) -> Genotype:
@@ -85,7 +123,7 @@ def find_genotype(options: MetaNASOptions) -> Genotype:
         known = ", ".join(("search", "random", "conv4", *PUBLISHED))
         raise ConfigurationError(f"--network: unknown {options.network!r}; known are {known}, or give a genotype.json")
     genotype = Genotype.load(options.network)
-    METANAS.check(genotype)
+    (AUTOMETA if genotype.space == AUTOMETA.name else METANAS).check(genotype)
     return genotype
 
 

@@ -106,8 +106,8 @@ class MetaNASOptions(SearchOptions):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = METANAS_PRESETS
 
     network: str = "search"
-    """What is meta-learned: search (the supernet), random (a random genotype), conv4, a published genotype (in-v2, og-v2, v1),
-    the path of a genotype.json, or compare: search, random and conv4 one after the other."""
+    """What is meta-learned: search (the supernet), random (a random genotype), conv4, a published genotype (in-v2, og-v2, v1,
+    autometa), the path of a genotype.json, or compare: search, random and conv4 one after the other."""
     repeats: int = 1
     """Runs of everything, with the seeds SEED, SEED + 1 and so on."""
     random_epochs: int | None = None
@@ -174,6 +174,8 @@ class MetaNASOptions(SearchOptions):
     meta_threshold: float = 0.01
     """Operations whose meta-learned probability at t_min is below are switched off for good, every --eval-every meta-updates
     after the warm-up; 0 is never."""
+    hard: bool = False
+    """Keep of each edge only the heaviest operation and of each node only the heaviest pair of inputs, at their weights."""
     drop_path: float = 0.0
     """Probability that an operation is dropped for an image in meta-training; 0.2 in the published scripts."""
     single_task: bool = False

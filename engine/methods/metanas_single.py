@@ -43,8 +43,8 @@ class SingleTask(Training):
         _, channels_in, _, size = halves.data.images.shape
         self.options = options = replace(options, ways=halves.classes)
         learner = build(options, channels_in, size)
-        assert isinstance(learner.test, SearchedNetwork)
-        self.network: SearchedNetwork = learner.test
+        assert learner.searched is not None, "validate() asks for --network search"
+        self.network: SearchedNetwork = learner.searched
         w, a = (t.to(options.device).clone() for t in (learner.weights, learner.alphas))
         sgd = Sgd(torch.zeros_like(w), 0.9, options.decay, CLIP)
         adam = Adam(torch.zeros_like(a), torch.zeros_like(a), rate=options.architecture_rate, decay=options.architecture_decay)

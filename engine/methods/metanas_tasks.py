@@ -11,7 +11,6 @@ from torch import Tensor
 
 from engine.data import ImageSet, load
 from engine.learning.architecture_task import Learned, Moments, Supports, TaskLearner, TaskRule, predictions
-from engine.learning.task_networks import SearchedNetwork
 from engine.learning.tasks import Task, image_tasks
 from engine.methods.metanas_networks import Learner
 from engine.methods.metanas_options import MetaNASOptions
@@ -100,16 +99,16 @@ def tested(
     temperature = rule.temperature(rule.steps)
     x, y = task.query_x[0], task.query_y[0]
     both = (task.support_x[0], x)
-    logits = predictions(learner.test, weights, alphas, temperature, *both, transductive=options.transductive)
+    alive = learner.test.active(alphas, temperature)
+    logits = predictions(learner.test, weights, alphas, temperature, *both, transductive=options.transductive, alive=alive)
     record: dict[str, Any] = {"accuracy": _share(logits, y), **also(found, given, logits, y)}
-    network, architecture = learner.test, learner.architecture
-    if isinstance(network, SearchedNetwork) and architecture is not None:
-        pruned = network.discrete(alphas)
-        logits = predictions(pruned, weights, alphas, temperature, *both, transductive=options.transductive)
-        sizes = {"channels": options.channels, "outputs": options.ways, "cells": options.cells}
-        count = pruned_parameters(architecture, alphas, temperature, channels_in=x.shape[1], **sizes)
-        record |= {"pruned_accuracy": _share(logits, y), "parameters": count}
-        record["pruned_parameters"] = pruned.parameters(options.channels, x.shape[1], options.ways, options.cells)
+    if learner.searched is not None:
+        pruned = learner.searched.discrete(alphas)
+        logits = predictions(learner.extracted(pruned), weights, alphas, temperature, *both, transductive=options.transductive)
+        sizes = {"channels": options.channels, "outputs": options.ways, "cells": options.cells, "channels_in": x.shape[1]}
+        count = pruned_parameters(learner.searched.architecture, alphas, temperature, **sizes)
+        record |= {"pruned_accuracy": _share(logits, y), "parameters": count + learner.extractor_parameters}
+        record["pruned_parameters"] = pruned.parameters(**sizes) + learner.extractor_parameters
         record["operations"] = dict(
             sorted(Counter(c.operation for _, cell in pruned.genotype.cells for c in cell.connections).items())
         )

@@ -157,22 +157,25 @@ class CellNetwork(MacroNetwork):
         return self
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Take the weights of a safetensors file of any network's state dict; see :meth:`CellNetwork.load`."""
+def load_weights(network: nn.Module, path: str | os.PathLike[str], *, others: bool = False) -> None:
+    """Take the weights of a safetensors file of any network's state dict; see :meth:`CellNetwork.load`.
+
+    With ``others`` the file may hold further tensors, which are not read.
+    """
     from safetensors import SafetensorError, safe_open
 
     wanted = network.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            if problem := _mismatch(wanted, file):
+            if problem := _mismatch(wanted, file, others=others):
                 raise ConfigurationError(f"{path}: not the weights of this network: {problem}")
             network.load_state_dict({name: file.get_tensor(name) for name in wanted})
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"{path}: cannot read the weights ({error})") from None
 
 
-def _mismatch(wanted: Mapping[str, Tensor], file: Any) -> str | None:
-    """The first difference between a state dict and the header of an open safetensors file."""
+def _mismatch(wanted: Mapping[str, Tensor], file: Any, *, others: bool) -> str | None:
+    """The first difference between a state dict and the header of an open safetensors file; ``others`` are no difference."""
     found = set(file.keys())
     for name, tensor in wanted.items():
         if name not in found:
@@ -182,5 +185,5 @@ def _mismatch(wanted: Mapping[str, Tensor], file: Any) -> str | None:
             return f"{name!r} is {tuple(header.get_shape())}, expected {tuple(tensor.shape)}"
         if header.get_dtype().startswith(("F", "BF")) != tensor.is_floating_point():
             return f"{name!r} is of type {header.get_dtype()}, expected {tensor.dtype}"
-    unexpected = sorted(found - set(wanted))
+    unexpected = [] if others else sorted(found - set(wanted))
     return f"{unexpected[0]!r} is not part of it" if unexpected else None

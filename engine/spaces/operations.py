@@ -22,12 +22,13 @@ from engine.errors import ConfigurationError
 from engine.spaces.norms import NoNorm, Norm
 
 
-def gated_relu(x: Tensor, alive: Tensor | None = None, readers: int = 1) -> Tensor:
+def gated_relu(x: Tensor, alive: Tensor | None = None, readers: int | Tensor = 1) -> Tensor:
     """ReLU whose pattern belongs only to the groups that are ``alive`` ((G,) bool, None for all).
 
     The value is plain ``relu(x)``. A ``TorchFunctionMode`` sees the call with its gate, so that activations of operations of
     weight zero stay out of region patterns although they were computed beside others in one batch, and with its ``readers``:
-    the operations that share it, each of which would have a rectifier of its own in the published networks.
+    the operations that share it, (G,) where groups differ, each of which would have a rectifier of its own in the published
+    networks.
     """
     if has_torch_function_unary(x):
         return handle_torch_function(gated_relu, (x,), x, alive, readers)
@@ -142,6 +143,14 @@ class ResidualReduction(nn.Module):
         return self.body(x, groups) + self.shortcut(F.avg_pool2d(x, 2, 2, ceil_mode=True))
 
 
+class Twice(nn.ModuleList):
+    """Two modules with weights of their own, added: one operation twice on the same edge, which a genotype cannot list."""
+
+    def forward(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
+        first, second = self
+        return first(x, groups, alive) + second(x, groups, alive)
+
+
 def depthwise(channels: int, kernel: int, stride: int, dilation: int, norm: Norm) -> list[nn.Module]:
     """The layers of a depthwise convolution, its pointwise partner and the norm (the rectifier before them is the caller's)."""
     padding = dilation * (kernel - 1) // 2
@@ -182,6 +191,10 @@ def _dilated(channels: int, stride: int, norm: Norm, odd: str, kernel: int = 3) 
 
 def _depthwise_3x3(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
     return Chain(depthwise(channels, 3, stride, 1, norm))
+
+
+def _twice_depthwise_3x3(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
+    return Twice(_depthwise_3x3(channels, stride, norm, odd) for _ in range(2))
 
 
 def _average(channels: int, stride: int, norm: Norm, odd: str) -> nn.Module:
@@ -238,6 +251,7 @@ OPERATIONS: dict[str, Operation] = {
     "max_pool_3x3BN": Operation(_max, _never),
     "conv_1x5_5x1": Operation(_pair_1x5_5x1, _always),
     "conv_3x3": Operation(_depthwise_3x3, _always),
+    "conv_3x3_twice": Operation(_twice_depthwise_3x3, _always),
     "avg_pool_3x3": Operation(_plain_average, _never),
     "max_pool_3x3": Operation(_plain_max, _never),
     "sep_conv_5x5": Operation(partial(_separable, kernel=5), _always),

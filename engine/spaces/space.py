@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.errors import ConfigurationError
 from engine.spaces.genotype import CellGenotype, Connection, Genotype
@@ -227,6 +227,11 @@ METANAS = Space(
     stem_multiplier=3,
 )
 
+# AutoMeta's cell in MetaNAS's comparison (reference note on MetaNAS, section 3).
+AUTOMETA = replace(
+    METANAS, name="autometa-cell", operations=(*METANAS.operations, "conv_3x3_twice"), nodes=5, edges=dense_edges(5)
+)
+
 # DARTS (reference note tetlo-darts, section 1), in the published order of operations and edges; pools as discretised networks
 # have them (see engine.spaces.darts for the supernet's).
 DARTS = Space(
@@ -246,7 +251,7 @@ DARTS = Space(
     stem_multiplier=3,
 )
 
-SPACES: dict[str, Space] = {space.name: space for space in (FEW_SHOT, NAS_BENCH_201, METANAS, DARTS)}
+SPACES: dict[str, Space] = {space.name: space for space in (FEW_SHOT, NAS_BENCH_201, METANAS, AUTOMETA, DARTS)}
 
 
 def register_space(space: Space) -> None:

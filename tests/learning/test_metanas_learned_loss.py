@@ -100,6 +100,18 @@ def test_inner_product_is_equation_8(kind: str) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-12)
 
 
+def test_tangent_of_a_settled_network_needs_its_living_operations_only() -> None:
+    model, weights, alphas, x, y = classifier()
+    model = ReferenceNetwork(model.module, Architecture(threshold=0.05))
+    settled = (100 * alphas.detach()).requires_grad_(True)
+    alive = model.active(settled, 1.0)
+    assert int(alive.sum()) < alive.numel() / 3
+    tangents = [
+        descent_tangent(model(weights, settled, x, 1.0, alive=only), y, [weights, settled], [0.3, 0.7]) for only in (None, alive)
+    ]
+    torch.testing.assert_close(*tangents, rtol=1e-9, atol=1e-12)
+
+
 def test_equation_6_is_the_first_order_of_equation_5() -> None:
     """L_val after a step is H - lambda <..> - xi <..> up to terms of second order in the rates."""
     model, weights, alphas, x, y = classifier()

@@ -13,7 +13,7 @@ from engine.cli import main
 from engine.data import load
 from engine.errors import ConfigurationError
 from engine.methods.metanas import NEVER, MetaTraining
-from engine.methods.metanas_networks import build
+from engine.methods.metanas_networks import build, find_genotype
 from engine.methods.metanas_options import MetaNASOptions
 from engine.methods.metanas_tasks import interval
 from engine.runs.config import resolve
@@ -93,10 +93,12 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(
         ["--faithful", "--drop-path", "0.2"],
         ["--update", "alternating", "--sparse", "operations", "--meta-schedule", "cosine"],
         ["--sparse", "none", "--meta-schedule", "linear", "--transductive", "false"],
+        ["--hard", "--sparse", "inputs"],
         ["--meta-learner", "fomaml", "--meta-rate", "0.1"],
         ["--meta-learner", "maml", "--meta-rate", "0.1", "--meta-architecture-rate", "0.1"],
         ["--network", "random"],
         ["--network", "og-v2"],
+        ["--network", "autometa"],
         ["--network", "conv4"],
     ],
 )
@@ -170,6 +172,22 @@ def test_published_genotypes_have_the_published_size(name: str, count: int) -> N
             PUBLISHED[name], channels=96, classes=classes, cells=5, channels_in=channels_in, norm="batchstat-affine"
         )
     assert sum(p.numel() for p in network.parameters()) == count
+
+
+def test_autometa_adds_two_convolutions_of_one_input(tmp_path: Path) -> None:
+    genotype, channels, cells = PUBLISHED["autometa"], 4, 2
+    assert [len([c for c in genotype["normal"].connections if c.target == node]) for node in range(2, 7)] == [2, 2, 2, 1, 2]
+    path = tmp_path / "genotype.json"
+    path.write_text(genotype.to_json())
+    assert find_genotype(options(network=str(path))) == genotype
+    once = json.loads(genotype.to_json().replace("conv_3x3_twice", "conv_3x3"))
+    sizes = []
+    for found in (genotype, Genotype.from_dict(once)):
+        with torch.device("meta"):
+            network = build_network(found, channels=channels, classes=5, cells=cells, norm="batchstat-affine")
+            sizes.append(sum(p.numel() for p in network.parameters()))
+            assert network(torch.empty(2, 3, 8, 8)).shape == (2, 5)
+    assert sizes[0] - sizes[1] == cells * (9 * channels + channels**2 + 2 * channels)
 
 
 @pytest.mark.parametrize(

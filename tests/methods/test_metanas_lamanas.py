@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from engine.cli import main
 from engine.data import load
 from engine.methods.lamanas import LossTraining
 from engine.methods.lamanas_options import LamanasOptions
 from engine.runs.config import resolve
+from engine.spaces.resnet18 import FirstLayers
 
 TINY = ["--channels", "2", "--cells", "2", "--ways", "3", "--train-shots", "3", "--meta-epochs", "2", "--meta-batch", "2"]
 TINY += ["--steps", "2", "--batch", "4", "--test-steps", "4", "--eval-tasks", "2", "--validation-tasks", "0", "--device", "cpu"]
@@ -68,6 +71,30 @@ def test_draws_the_loss_every_few_meta_updates(tmp_path: Path) -> None:
     assert (tmp_path / "a/report.html").read_text().count("Learned loss over two logits") == 4  # heading and title of each
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_images_may_go_through_a_resnet_first(tmp_path: Path, given: bool) -> None:
+    words = ["--extractor", "resnet18", "--meta-epochs", "1", "--meta-batch", "1", "--eval-tasks", "1"]
+    path = tmp_path / "resnet18.safetensors"
+    if given:
+        save_file(FirstLayers().state_dict(), path)
+        words += ["--extractor-weights", str(path)]
+    assert search("--out", str(tmp_path / "a"), *words) == 0
+    result = json.loads((tmp_path / "a/result.json").read_text())
+    assert result["extractor_parameters"] == 686_351
+    assert result["mean_pruned_parameters"] > 686_351
+    assert (str(path) in result["extractor"]) == given
+    assert ("drawn at random" in result["extractor"].split(",")[1]) != given
+
+
+def test_the_extractor_starts_from_the_given_weights(tmp_path: Path) -> None:
+    layers = FirstLayers()
+    save_file(layers.state_dict(), tmp_path / "a.safetensors")
+    found = training("--extractor", "resnet18", "--extractor-weights", str(tmp_path / "a.safetensors"))
+    own = torch.cat([p.detach().flatten() for p in layers.parameters()])
+    assert torch.equal(found.weights[78:][: len(own)], own)  # behind the 5x5 convolution to three channels
+    assert torch.equal(found.weights[686_351:], training().weights)
+
+
 def training(*words: str) -> LossTraining:
     options = resolve("lamanas", [*TINY, *words])
     assert isinstance(options, LamanasOptions)
@@ -117,6 +144,8 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(tmp_path: Path, monkeypatch: 
         (["--network", "compare"], "experiments of metanas"),
         (["--single-task", "true"], "experiments of metanas"),
         (["--loss", "every", "--sparse", "every"], "--loss every"),
+        (["--extractor-weights", "nowhere.safetensors"], "--extractor resnet18"),
+        (["--extractor", "resnet18", "--extractor-weights", "nowhere.safetensors"], "cannot read the weights"),
     ],
 )
 def test_bad_input(tmp_path: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
