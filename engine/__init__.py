@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from engine.scoring.condition import condition_number
     from engine.scoring.kernels import nngp, ntk
     from engine.scoring.meta import metantk
+    from engine.scoring.meta_regression import maml_regression, meta_kernel
     from engine.scoring.regions import linear_regions
     from engine.scoring.score import score
     from engine.spaces.genotype import Genotype
@@ -23,6 +24,8 @@ _HOMES = {
     "build_network": "engine.spaces.network",
     "condition_number": "engine.scoring.condition",
     "linear_regions": "engine.scoring.regions",
+    "maml_regression": "engine.scoring.meta_regression",
+    "meta_kernel": "engine.scoring.meta_regression",
     "metantk": "engine.scoring.meta",
     "nngp": "engine.scoring.kernels",
     "ntk": "engine.scoring.kernels",
@@ -40,6 +43,8 @@ __all__ = [
     "build_network",
     "condition_number",
     "linear_regions",
+    "maml_regression",
+    "meta_kernel",
     "metantk",
     "nngp",
     "ntk",

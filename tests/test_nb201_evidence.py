@@ -75,8 +75,9 @@ def test_evidence_end_to_end(table, tmp_path, capsys):
     assert all(len(parse(line["architecture"])) == 6 for line in lines)
 
 
-def test_stopped_and_resumed_is_the_same(table, tmp_path, monkeypatch):
-    arguments = ["--sample", "5", "--metrics", "naswot,ntk"]
+@pytest.mark.parametrize("width", ["1", "2"])
+def test_stopped_and_resumed_is_the_same(table, tmp_path, monkeypatch, width):
+    arguments = ["--sample", "5", "--metrics", "naswot,ntk", "--architectures-at-once", width]
     assert main(command(table, tmp_path / "whole", *arguments)) == 0
 
     class Once(signals.Stop):

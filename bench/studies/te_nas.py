@@ -28,7 +28,7 @@ from engine.methods.options import TENASOptions
 from engine.methods.scorer import Scorer, load_images
 from engine.runs.streams import stream
 from engine.search import main as search
-from engine.spaces.nas_bench_201 import Codes, every_cell, parse
+from engine.spaces.nas_bench_201 import Codes, every_cell, parse, to_string
 from engine.spaces.space import NAS_BENCH_201
 
 # Chen et al., TE-NAS (ICLR 2021): mean test accuracy on CIFAR-10, percent.
@@ -38,14 +38,17 @@ _NONE = NAS_BENCH_201.operations.index("none")
 
 
 class Found(NamedTuple):
-    """True accuracies of what one search and its random search found (None: the table does not say), and the numbers of
-    evaluations (of single networks) behind each.
+    """What one search and its random search found, their true accuracies (None: the table does not say), the numbers of
+    evaluations (of single networks) behind each, and the CPU seconds of the first.
     """
 
+    architecture: str
     searched: float | None
+    drawn_architecture: str
     drawn: float | None
     evaluations: int
     drawn_evaluations: int
+    cpu_seconds: float
 
 
 VARIANTS = {'without "none"': False, '"none" competes': True}
@@ -56,7 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     table = load_table(arguments.benchmark)
     seeds = range(arguments.seeds)
-    found = {name: [_found(arguments, table, seed, none) for seed in seeds] for name, none in VARIANTS.items()}
+    variants = {name: none for name, none in VARIANTS.items() if not (none and arguments.without_none)}
+    found = {name: [_found(arguments, table, seed, none) for seed in seeds] for name, none in variants.items()}
+    if arguments.json:
+        with arguments.json.open("a", encoding="utf-8") as file:
+            for name, rows in found.items():
+                for seed, row in zip(seeds, rows, strict=True):
+                    file.write(json.dumps({"search": name, "seed": seed, **row._asdict()}) + "\n")
     print("test accuracy on CIFAR-10, percent")
     print(f"{'search':<16} seed  TE-NAS   random (evaluations)")
     for name, rows in found.items():
@@ -79,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="cifar10", help="images that the scores see (default: %(default)s)")
     parser.add_argument("--data-root", default=None, help="folder that holds the data sets")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--without-none", action="store_true", help='leave out the searches in which "none" competes')
+    parser.add_argument("--json", type=Path, default=None, help="append a row for each search to this file")
     parser.add_argument("--cells", type=int, default=3, help="cells of the scored networks (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=30, help="images behind a tangent kernel (default: %(default)s)")
     parser.add_argument("--region-images", type=int, default=1000, help="images of each of three batches (default: %(default)s)")
@@ -102,8 +113,9 @@ def _found(arguments: argparse.Namespace, table: Table, seed: int, none: bool) -
     evaluations = int(result["evaluations"]) + int(result["supernet_evaluations"])
     count = evaluations // options.repeats
     cell = _drawn(options, count, table)
-    searched = _accuracy(table, parse(result["architecture"]))
-    return Found(searched, _accuracy(table, cell), evaluations, count * options.repeats)
+    name = result["architecture"]
+    searched, drawn = (_accuracy(table, each) for each in (parse(name), cell))
+    return Found(name, searched, to_string(cell), drawn, evaluations, count * options.repeats, result["cpu_seconds"])
 
 
 def _searched(options: TENASOptions, out: Path) -> dict[str, Any]:

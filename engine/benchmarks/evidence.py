@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ NEAR_CHANCE = 0.5
 def correlate(options: EvidenceOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Score the architectures, all of one repeat before the next, and return what goes into result.json.
 
-    Every score is a line of scores.jsonl. Resuming goes on with the next architecture.
+    Every score is a line of scores.jsonl. Resuming goes on with the next architecture, or the next ``architectures_at_once``.
     """
     table = load_table(Path(options.benchmark or "").expanduser())
     cells, published = sampled(options, table)
@@ -38,25 +38,23 @@ def correlate(options: EvidenceOptions, run: Run, stop: Any, progress: Any) -> d
     names = options.chosen()
     work = Work.restore(run.load(), len(cells) * options.seeds, len(names))
     pace = Pace()
+    parts = [part for part in blocks(len(cells), options) if part.first >= work.done]
 
     def found(number: int) -> list[Any]:
-        repeat, place = divmod(start + number, len(cells))
-        scores, seconds = examiner.scores(cells[place], repeat)
-        return [[repr(score.value), score.status] for score in scores.values()] + [seconds]
+        part = parts[number]
+        examined = examiner.scores([cells[place] for place in part.places], part.repeat)
+        return [[[repr(score.value), score.status] for score in scores.values()] + [cost] for scores, cost in examined]
 
-    start = work.done
-    with progress(len(work.values), "architectures", done=start) as bar:
-        for values in run.ranks.deal(f"evidence from {start}", len(work.values) - start, found, stop):
-            repeat, place = divmod(work.done, len(cells))
-            scores = {name: Score(float(value), status, name) for name, (value, status) in zip(names, values, strict=False)}
-            line = {name: score.value for name, score in scores.items()}
-            bad = {f"{name}_status": score.status for name, score in scores.items() if not score.ok}
-            run.append("scores.jsonl", {"repeat": repeat, "architecture": to_string(cells[place]), **line, **bad, **values[-1]})
-            work.add(list(scores.values()), values[-1])
+    with progress(len(work.values), "architectures", done=work.done) as bar:
+        for part, rows in zip(parts, run.ranks.deal(f"evidence from {work.done}", len(parts), found, stop), strict=True):
+            for place, values in zip(part.places, rows, strict=True):
+                scores = {name: Score(float(value), status, name) for name, (value, status) in zip(names, values, strict=False)}
+                run.append("scores.jsonl", score_line(part.repeat, cells[place], scores, values[-1]))
+                work.add(list(scores.values()), values[-1])
             if stop.requested or pace.due() or work.done == len(work.values):
                 run.save(*work.snapshot())
                 pace.saved()
-            bar.advance(1)
+            bar.advance(len(part.places))
             stop.check()
     accuracy = [table.lookup(cell).accuracy[options.target] for cell in cells]
     twins = [canonical(cell) for cell in cells]
@@ -64,6 +62,31 @@ def correlate(options: EvidenceOptions, run: Run, stop: Any, progress: Any) -> d
     if run.ranks.lead and not options.quiet:
         print("\n".join(judged.lines()))
     return outcome(options, cells, work, judged)
+
+
+class Block(NamedTuple):
+    """Architectures that are scored together: their repeat and places in the list; ``first`` counts what comes before."""
+
+    repeat: int
+    places: range
+    first: int
+
+
+def blocks(cells: int, options: EvidenceOptions) -> list[Block]:
+    """All that is to be scored, all of one repeat before the next."""
+    width = options.architectures_at_once
+    return [
+        Block(repeat, range(start, min(start + width, cells)), repeat * cells + start)
+        for repeat in range(options.seeds)
+        for start in range(0, cells, width)
+    ]
+
+
+def score_line(repeat: int, cell: Codes, scores: dict[str, Score], seconds: dict[str, float]) -> dict[str, Any]:
+    """One line of scores.jsonl: every value, the statuses that are not ok, and CPU seconds."""
+    values = {name: score.value for name, score in scores.items()}
+    bad = {f"{name}_status": score.status for name, score in scores.items() if not score.ok}
+    return {"repeat": repeat, "architecture": to_string(cell), **values, **bad, **seconds}
 
 
 def plan(options: EvidenceOptions) -> list[tuple[str, str]]:

@@ -55,12 +55,16 @@ class EvidenceOptions(RunOptions):
     """Channels of its first stage; the benchmark's have 16."""
     size: int | None = None
     """Side of the square images in pixels; none means the set's own."""
+    kaiming: bool = False
+    """Draw convolutions Kaiming-normal; else by PyTorch's default, as the published scores have it."""
+    architectures_at_once: int = 1
+    """Architectures that go through one pass together, as mixtures of one supernet: for GPUs, slower on a CPU."""
     resamples: int = 1000
     """Bootstrap resamples behind every interval."""
 
     def validate(self) -> None:
         super().validate()
-        self._at_least(1, "seeds", "tasks", "cells", "channels", "size")
+        self._at_least(1, "seeds", "tasks", "cells", "channels", "size", "architectures_at_once")
         self._at_least(2, "batch")
         self._at_least(3, "sample")
         self._at_least(10, "resamples")

@@ -61,7 +61,7 @@ def slope(
     """
     sets = {name: key for name, p in model.named_parameters() if (key := assign(name, p)) is not None}
     stands = stand_ins(model, set(sets))
-    watch = _Watch({id(stands[name]): name for name in sets})
+    watch = LayerWatch({id(stands[name]): name for name in sets})
 
     def body() -> tuple[Tensor, Sequence[Tensor | None]]:
         with watch:
@@ -85,7 +85,7 @@ def slope(
 
 
 @dataclass(frozen=True)
-class _Layer:
+class WatchedLayer:
     """One use of one weight: its input and output in the graph, and its geometry (None: a linear layer)."""
 
     name: str
@@ -122,13 +122,13 @@ class _Layer:
         return of_g.reshape(g.shape), of_x.reshape(x.shape)
 
 
-class _Watch(TorchFunctionMode):
+class LayerWatch(TorchFunctionMode):
     """Sees the layers of a forward pass and runs them with their weights as constants."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self.names = names
-        self.layers: list[_Layer] = []
+        self.layers: list[WatchedLayer] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         run = {torch.conv2d: self._convolution, F.linear: self._linear}.get(func)
@@ -161,7 +161,7 @@ class _Watch(TorchFunctionMode):
 
     def _seen(self, name: str, x: Tensor, y: Tensor, geometry: ConvGeometry | None) -> Tensor:
         y = y if y.requires_grad else y.requires_grad_()
-        self.layers.append(_Layer(name, x, y, geometry))
+        self.layers.append(WatchedLayer(name, x, y, geometry))
         return y
 
 
@@ -169,14 +169,14 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _check(layers: list[_Layer], stands: Mapping[str, Tensor], sets: Mapping[str, str], y: Tensor) -> None:
+def _check(layers: list[WatchedLayer], stands: Mapping[str, Tensor], sets: Mapping[str, str], y: Tensor) -> None:
     leaves, names = graph_leaves(y), [layer.name for layer in layers]
     other = [name for name in sets if id(stands[name]) in leaves or names.count(name) > 1]
     if other:
         raise ConfigurationError(f"--screen: {other[0]} is used more than once, or by something else than a layer; leave it out")
 
 
-def _kernels(layers: list[_Layer], rows: list[Tensor], sets: Mapping[str, str], y: Tensor) -> dict[str, Tensor]:
+def _kernels(layers: list[WatchedLayer], rows: list[Tensor], sets: Mapping[str, str], y: Tensor) -> dict[str, Tensor]:
     totals = {key: y.new_zeros(1, len(y), len(y), dtype=torch.float64) for key in set(sets.values())}
     for layer, own in zip(layers, rows, strict=True):
         add_gram(totals[sets[layer.name]], own.unsqueeze(0))

@@ -72,7 +72,7 @@ def linear_regions(
 
     Status ``nonfinite`` (value NaN) where a group's activations hold NaN or infinity. No activation at all, batches that
     ``groups`` does not divide, or neurons that differ between batches are a ``ValueError``. No gradients, no hooks; buffers
-    (running statistics) are put back, exceptions included, and no flag is touched.
+    (running statistics) and global random state are put back, exceptions included, and no flag is touched.
     """
     batches = [batches] if isinstance(batches, Tensor) else list(batches)
     _check_arguments(batches, groups, hash_bits)
@@ -81,7 +81,8 @@ def linear_regions(
     patterns: PatternSets = PackedPatterns(groups) if bits is None else HashedPatterns(groups, bits // 64, device)
     finite = torch.ones(groups, dtype=torch.bool, device=device)
     neurons: int | None = None
-    with torch.no_grad(), _preserved_buffers(model):
+    streams = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with torch.no_grad(), streams, torch.compiler.set_stance("force_eager"), _preserved_buffers(model):
         for index, batch in enumerate(batches):
             patterns.begin(len(batch))
             recorder = _Recorder(len(batch), patterns, finite)
@@ -138,12 +139,14 @@ class _Recorder(TorchFunctionMode):
 
 
 class Seen(NamedTuple):
-    """One call of an activation: its input, where it bends, for which groups it exists, and how many operations share it."""
+    """One call of an activation: its input, where it bends, for which groups it exists, and how many operations share it, (G,)
+    where groups differ.
+    """
 
     x: Tensor
     knees: tuple[float, ...]
     alive: Tensor | None = None
-    readers: int = 1
+    readers: int | Tensor = 1
 
 
 def _relu(input: Tensor, *_: Any, **__: Any) -> Seen:
@@ -168,7 +171,7 @@ def _clamp(input: Tensor, min: Any = None, max: Any = None, **_: Any) -> Seen:
     return Seen(input, (0.0,) if max is None else (0.0, float(max)))
 
 
-def _gated_relu(x: Tensor, alive: Tensor | None = None, readers: int = 1) -> Seen:
+def _gated_relu(x: Tensor, alive: Tensor | None = None, readers: int | Tensor = 1) -> Seen:
     return Seen(x, (0.0,), alive, readers)
 
 

@@ -190,10 +190,14 @@ class Cell(nn.Module):
     def _reads_relu(self, edge: int, name: str) -> bool:
         return operation(name).reads_relu(self.space.stride(self.plan.kind, edge))
 
-    def _rectified_for(self, source: int, lane: Lane) -> tuple[Tensor | None, int]:
-        """For which groups the rectified state exists (where some operation that reads it is alive), and how many read it."""
+    def _rectified_for(self, source: int, lane: Lane) -> tuple[Tensor | None, int | Tensor]:
+        """For which groups the rectified state exists (where some operation that reads it is alive), and how many read it,
+        (G,) where groups differ.
+        """
         alive = [term.alive for e, name, term in self._readers(source, lane) if self._reads_relu(e, name)]
-        return _union(alive), len(alive)
+        flags = [groups for groups in alive if groups is not None]
+        everywhere = len(alive) - len(flags)
+        return _union(alive), torch.stack(flags).sum(0) + everywhere if flags else everywhere
 
 
 def _ends_in_statistics(module: nn.Module) -> bool:

@@ -108,6 +108,16 @@ def is_disconnected(codes: Sequence[int]) -> bool:
     return not _flow(codes)[1]
 
 
+def reached(codes: Sequence[int]) -> Codes:
+    """The cell with "none" on every edge that starts where nothing arrives: what a network computes of it."""
+    arrived, found = {0}, []
+    for code, (source, target) in zip(codes, NAS_BENCH_201.edges, strict=True):
+        carries = code != _NONE and source in arrived
+        arrived |= {target} if carries else set()
+        found.append(code if carries else _NONE)
+    return tuple(found)
+
+
 def _flow(codes: Sequence[int]) -> tuple[dict[int, _Sum], _Sum]:
     """What each convolution that is fed reads, by edge, and the cell's output."""
     states: list[_Sum] = [{(INPUT, 0): 1}]

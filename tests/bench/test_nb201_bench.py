@@ -48,7 +48,10 @@ def test_te_nas_study(tmp_path, capsys) -> None:
     # four operations an edge, then three, then two; five where "none" competes
     assert [result["evaluations"] for result in results.values()] == [3 * 6 * (4 + 3 + 2), 3 * 6 * (5 + 4 + 3 + 2)]
     assert "none" not in results["te-nas-0"]["architecture"]
-    first = printed[printed.index("seed  TE-NAS") :]
-    assert te_nas(words.split()) == 0
+    first = printed[printed.index("seed  TE-NAS") :].splitlines()
+    assert te_nas([*words.split(), "--without-none", "--json", str(tmp_path / "rows.jsonl")]) == 0
     again = capsys.readouterr().out
-    assert again[again.index("seed  TE-NAS") :] == first
+    again = again[again.index("seed  TE-NAS") :].splitlines()
+    assert again == [line for line in first if not line.startswith('"none" competes')]
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert (row["architecture"], row["search"]) == (results["te-nas-0"]["architecture"], 'without "none"')

@@ -17,6 +17,7 @@ from bench.studies.variance import main as variance
 from bench.studies.wide import main as wide
 from engine.scoring.kernels import ntk
 from engine.scoring.result import Score
+from engine.spaces.nas_bench_201 import NAS_BENCH_201, is_disconnected, parse
 
 
 def test_variance_study(tmp_path, capsys):
@@ -125,13 +126,27 @@ def test_wide_networks_become_kernel_regression(tmp_path, capsys):
     assert broad["rate"] <= 1 + 1e-9
 
 
-def test_random_cells_are_all_scored(capsys):
-    assert random_cells.main(["--count", "6"]) == 0
+def test_random_cells_are_all_scored(tmp_path, capsys):
+    assert random_cells.main(["--count", "12", "--json", str(tmp_path / "rows.jsonl")]) == 0
     printed = capsys.readouterr().out
-    assert "6 cells of each space" in printed
     assert "0 failures" in printed
     row = next(line for line in printed.splitlines() if line.startswith("naswot"))
     assert sum(map(int, row.split()[1:])) == 12
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert [(row["space"], row["cells"], row["failures"]) for row in rows] == [(s.name, 3, []) for s in random_cells.SPACES]
+    assert all(sum(row["statuses"]["ntk"].values()) == 3 for row in rows)
+
+
+def test_random_cells_of_every_space_are_now_and_then_degenerate():
+    for space in random_cells.SPACES:
+        found = list(random_cells.cells(space, 400, 0))
+        assert sum(times for _, _, times in found) == 400
+        assert len({label for label, _, _ in found}) == len(found)
+        if space is NAS_BENCH_201:
+            assert any(is_disconnected(parse(label)) for label, _, _ in found)
+            continue
+        cells = [cell for _, genotype, _ in found for _, cell in genotype.cells]
+        assert any(set(cell.concat) - {target for _, target, _ in cell.connections} for cell in cells), space.name
 
 
 def test_a_failing_score_is_named(monkeypatch, capsys):
@@ -141,7 +156,7 @@ def test_a_failing_score_is_named(monkeypatch, capsys):
         return {name: Score(1.0) for name in names}
 
     monkeypatch.setattr(random_cells, "scores", broken)
-    assert random_cells.main(["--count", "2"]) == 1
+    assert random_cells.main(["--count", "4"]) == 1
     printed = capsys.readouterr().out
-    assert "few-shot cell 1: RuntimeError: no such thing" in printed
+    assert "few-shot-cell 0: RuntimeError: no such thing" in printed
     assert "4 failures" in printed

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
 from bench.studies.screen import main as study
 from engine.errors import ConfigurationError, Interrupted
@@ -26,9 +29,12 @@ from engine.methods.screening import (
     estimate_to_json,
     exact,
     passes,
+    screen,
     separation,
 )
+from engine.methods.steps import StepWork
 from engine.runs import signals
+from engine.runs.distribution import ALONE, Ranks
 from engine.scoring.result import Score
 from engine.search import main
 from engine.spaces.mixture import without
@@ -144,6 +150,40 @@ def test_estimates_go_with_exact_changes():
     )
     ranks = means.argsort(1).argsort(1).double()
     assert float(torch.corrcoef(ranks)[0, 1]) > 0.5
+
+
+class Recorded:
+    """A run that keeps what a step appends."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks, self.lines = ranks, []
+
+    def append(self, name: str, line: dict) -> None:
+        self.lines.append(line)
+
+    def offer(self, snapshot, stop) -> None:
+        """No checkpoints here."""
+
+
+def test_ranks_share_a_step_and_decide_alike():
+    options = TENASOptions(cells=2, size=6, region_images=20, repeats=3, rescore=4, device="cpu", screen=True)
+    store, found = HashStore(), {}
+
+    def program(name: str, ranks: Ranks) -> None:
+        scorer, state, candidates = prepared(options)
+        run, work, bar = Recorded(ranks), StepWork(state), SimpleNamespace(advance=lambda *_, **__: None)
+        decision, _ = screen(candidates, work, make_pruning(TOY, options), scorer, options, run, signals.Stop(), bar)
+        found[name] = (decision.pruned, run.lines, work.rescored, work.passes)
+
+    program("alone", ALONE)
+    threads = [threading.Thread(target=program, args=(rank, Ranks(rank, 2, store)), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found["alone"][2] >= 4
+    assert found[0] == found["alone"]
+    assert found[1] == found["alone"]
 
 
 A, B = Candidate(0, 0, 1), Candidate(0, 0, 2)

@@ -61,16 +61,17 @@ def gradient_scores(
             patterns.see_outputs(y)
         found: dict[str, Score] = {}
         if x.requires_grad:
-            found |= _jacobian_scores(_input_gradient(y, x, bool(weights)), labels, wanted)
+            found |= jacobian_scores(_input_gradient(y, x, bool(weights)), labels, wanted)
         if weights:
             kept = outputs.kept if isinstance(outputs, LayerOutputs) else []
-            found |= _loss_scores(F.cross_entropy(y, _checked(labels, y)), weights, kept, wanted)
+            found |= _loss_scores(F.cross_entropy(y, checked_labels(labels, y)), weights, kept, wanted)
         return found
 
     return run_on(model, stands, body)
 
 
-def _checked(labels: Tensor | None, y: Tensor) -> Tensor:
+def checked_labels(labels: Tensor | None, y: Tensor) -> Tensor:
+    """Labels (N,) that the loss of outputs (N, K) can take, on their device; else a ``ValueError``."""
     if labels is None or labels.shape != y.shape[:1] or int(labels.min()) < 0 or int(labels.max()) >= y.shape[1]:
         raise ValueError(f"data: the loss needs {len(y)} labels from 0 to {y.shape[1] - 1}; give a LabelledBatch(images, labels)")
     return labels.to(y.device)
@@ -97,13 +98,15 @@ def _loss_scores(loss: Tensor, weights: list[Tensor], kept: list[Tensor], wanted
     values["snip"] = torch.stack([(w * g).detach().abs().sum() for w, g in pairs]).sum()
     if reached:
         gradients = everything[len(weights) :]
-        parts = [_fisher(y.detach(), g.detach()) for y, g in zip(reached, gradients, strict=True) if g is not None]
+        parts = [channel_saliency(y.detach(), g.detach()) for y, g in zip(reached, gradients, strict=True) if g is not None]
         values["fisher"] = torch.stack(parts).sum()
     return {name: scored(name, float(value)) for name, value in values.items() if name in wanted}
 
 
-def _fisher(y: Tensor, gradient: Tensor) -> Tensor:
-    """Half the mean over images of the squared inner product of a channel (N, C, ...) and its gradient, summed over channels."""
+def channel_saliency(y: Tensor, gradient: Tensor) -> Tensor:
+    """Fisher: half the mean over images of the squared inner product of a channel (N, C, ...) and its gradient, summed over
+    channels.
+    """
     product = (y * gradient).flatten(2).sum(-1) if y.dim() > 2 else y * gradient
     return product.square().mean(0).sum() / 2
 
@@ -116,7 +119,8 @@ def _input_gradient(y: Tensor, x: Tensor, keep: bool) -> np.ndarray:
     return np.zeros((len(x), x[0].numel())) if gradient is None else gradient.flatten(1).double().cpu().numpy()
 
 
-def _jacobian_scores(rows: np.ndarray, labels: Tensor | None, wanted: Collection[str]) -> dict[str, Score]:
+def jacobian_scores(rows: np.ndarray, labels: Tensor | None, wanted: Collection[str]) -> dict[str, Score]:
+    """The ``wanted`` ones of :data:`JACOBIANS` from the gradients (N, D) of each image's summed outputs."""
     names = [name for name in JACOBIANS if name in wanted]
     if not np.isfinite(rows).all():
         return {name: scored(name, np.nan) for name in names}

@@ -68,11 +68,11 @@ def _watched(model: nn.Module, x: Tensor, labels: Tensor | None, metrics: Sequen
         return gradient_scores(model, x, labels, metrics)
     patterns = Patterns(len(x))
     if groups & {"gradients", "jacobian"}:
-        return gradient_scores(model, x, labels, metrics, patterns) | patterns.scores()
+        return gradient_scores(model, x, labels, metrics, patterns) | patterns.scores()[0]
     with torch.no_grad(), patterns:
         y = run_on(model, stand_ins(model, set()), lambda: model(x))
     patterns.see_outputs(flat_outputs(y, len(x)))
-    return patterns.scores()
+    return patterns.scores()[0]
 
 
 def _unpacked(data: Any) -> tuple[Tensor, Tensor | None, dict[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,24 @@ def kernel_scores(
 
     One forward pass, one backward pass to activations and one Gram matrix for all of them; the eigenvalues are in float64.
     """
-    kernels = {name for name in ("ntk", *META_KERNELS) if any(f"{name}{suffix}" in wanted for suffix, _, _ in REDUCTIONS)}
-    anil = any(META_KERNELS[name][0] == "anil" for name in kernels & META_KERNELS.keys())
+    return spectral_scores(gram(model, images, parts_of(model, wanted)), wanted, tasks=tasks, query=query, support=support)
+
+
+def parts_of(model: nn.Module, wanted: Collection[str]) -> Callable[[str, nn.Parameter], str | None]:
+    """How :func:`engine.scoring.kernels.gram` is to divide the weights: the last linear layer is apart where ANIL is wanted."""
+    anil = any(META_KERNELS[name][0] == "anil" for name in _kernels(wanted) & META_KERNELS.keys())
     head = f"{last_linear(model)}.weight" if anil else None
     selected = selects("weights", model)
-    parts = gram(model, images, lambda name, p: ("head" if name == head else "body") if selected(name, p) else None)
+    return lambda name, p: ("head" if name == head else "body") if selected(name, p) else None
+
+
+def spectral_scores(
+    parts: Mapping[str, Tensor], wanted: Collection[str], *, tasks: int = 0, query: int = 0, support: int = 0
+) -> dict[str, Score]:
+    """The scores of :func:`kernel_scores` from the parts of the NTK, each (N, N)."""
     theta = torch.stack(list(parts.values())).sum(0)
     found: dict[str, Score] = {}
-    for name in sorted(kernels):
+    for name in sorted(_kernels(wanted)):
         if name == "ntk":
             matrix = theta
         else:
@@ -40,6 +50,10 @@ def kernel_scores(
             matrix = metantk(theta, tasks=tasks, query=query, support=support, kernel=kind, nngp=nngp, reg=reg)
         found |= {key: score for key, score in reductions(matrix, name).items() if key in wanted}
     return found
+
+
+def _kernels(wanted: Collection[str]) -> set[str]:
+    return {name for name in ("ntk", *META_KERNELS) if any(f"{name}{suffix}" in wanted for suffix, _, _ in REDUCTIONS)}
 
 
 def reductions(kernel: Tensor, name: str) -> dict[str, Score]:
