@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.kernels.masked import mask, masked, pack, threshold
-from engine.kernels.masked_layers import masked_linear
+from engine.kernels.masked_layers import masked_conv2d, masked_linear
 from engine.kernels.score_gradient import score_gradient, score_gradient_reference, update_scores_
 from engine.kernels.updates import AdamRule, adam, adam_, reptile, reptile_, sgd, sgd_
 from engine.runs.streams import stream
@@ -22,6 +22,8 @@ pytestmark = [
 
 # (T, N, O, I): the layers of the colour 5-MLP, a batch of one task, odd ones.
 SHAPES = [(4, 25, 1024, 3072), (4, 25, 128, 256), (1, 100, 512, 1024), (3, 17, 123, 65), (1, 1, 1, 1)]
+# (T, N, O, C, side, groups, stride): layers of a ResNet-12, depthwise, odd.
+CONVOLUTIONS = [(4, 25, 64, 64, 21, 1, 1), (1, 25, 128, 64, 10, 1, 2), (2, 8, 32, 32, 14, 32, 1), (1, 3, 5, 7, 9, 1, 1)]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -47,6 +49,27 @@ def test_linear_equals_float64(shape: tuple[int, ...], dtype: torch.dtype, by_bi
     def gradients(*given: Tensor, bits: Tensor | None) -> list[Tensor]:
         y = masked_linear(*given, sigma, bits=bits)
         return [y.detach(), *torch.autograd.grad(y, given, cotangent.to(y.dtype))]
+
+    found = gradients(*leaves, bits=bits)
+    wanted = gradients(*(leaf.detach().double().requires_grad_() for leaf in leaves), bits=None)
+    assert max(error(a, b) for a, b in zip(found, wanted, strict=True)) < TOLERANCE[dtype]
+    assert all(torch.equal(a, b) for a, b in zip(found, gradients(*leaves, bits=bits), strict=True))
+
+
+@pytest.mark.parametrize("by_bits", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", CONVOLUTIONS, ids=str)
+def test_convolution_equals_float64(shape: tuple[int, ...], dtype: torch.dtype, by_bits: bool) -> None:
+    tasks, samples, outputs, inputs, side, groups, stride = shape
+    x = noise(tasks, samples, inputs, side, side, dtype=dtype)
+    leaves = [x, noise(tasks, outputs, inputs // groups, 3, 3, address=1, dtype=dtype)]
+    leaves = [leaf.requires_grad_() for leaf in [*leaves, noise(outputs, inputs // groups, 3, 3, address=2)]]
+    sigma = threshold(leaves[2], 0.4)
+    bits = pack(mask(leaves[2], sigma)) if by_bits else None
+
+    def gradients(*given: Tensor, bits: Tensor | None) -> list[Tensor]:
+        y = masked_conv2d(*given, sigma, stride=stride, padding=1, groups=groups, bits=bits)
+        return [y.detach(), *torch.autograd.grad(y, given, noise(*y.shape, address=3, dtype=dtype).to(y.dtype))]
 
     found = gradients(*leaves, bits=bits)
     wanted = gradients(*(leaf.detach().double().requires_grad_() for leaf in leaves), bits=None)

@@ -94,6 +94,42 @@ def compile_products(arch: int) -> Report:
     return found
 
 
+def compile_convolutions(arch: int) -> Report:
+    from engine.kernels import triton_masked_conv as module
+
+    found: Report = {}
+    kept = {"scores_ptr": "*fp32", "bits_ptr": "*u8", "threshold_ptr": "*fp32", "out_ptr": "*fp32"}
+    # Channels innermost, as the kernels leave their results.
+    even = ["inputs", "outputs", *(f"{name}_{axis}" for name in "xg" for axis in ("task", "sample", "row", "column"))]
+    for dtype, precision in (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "ieee")):
+        exact = (dtype, precision) == ("fp32", "ieee")
+        settings = {"PRECISION": precision, "WIDEN": dtype == "fp32"}
+        kernel, tile = module.masked_conv_kernel, module.EXACT_TILE if exact else module.TILE
+        blocks = {"BLOCK_P": tile.rows, "BLOCK_O": tile.outputs, "BLOCK_K": tile.inputs}
+        for bits, back in ((True, False), (True, True), (False, False)):
+            found[f"convolution {dtype} {precision} bits={bits} back={back} sm_{arch}"] = compile_triton(
+                kernel,
+                pointers(kernel, dtype, **kept),
+                {"BITS": bits, "BACK": back, "x_channel": 1, **settings, **blocks},
+                arch,
+                aligned=even,
+                warps=tile.warps,
+                stages=module.STAGES,
+            )
+        kernel, tile = module.conv_products_kernel, module.EXACT_PRODUCT_TILE if exact else module.PRODUCT_TILE
+        blocks = {"BLOCK_N": tile.rows, "BLOCK_O": tile.outputs, "BLOCK_I": tile.inputs}
+        found[f"convolution products {dtype} {precision} sm_{arch}"] = compile_triton(
+            kernel,
+            pointers(kernel, dtype, out_ptr="*fp32"),
+            {"x_channel": 1, "g_channel": 1, **settings, **blocks},
+            arch,
+            aligned=even,
+            warps=tile.warps,
+            stages=module.STAGES,
+        )
+    return found
+
+
 def compile_score_gradient(arch: int) -> Report:
     from engine.kernels import triton_score_gradient as module
 
@@ -131,7 +167,9 @@ def test_updates_leave_room_for_six_blocks(kernels: Report) -> None:
 
 
 def test_products_run_on_tensor_cores_unless_float32_is_to_be_exact(kernels: Report) -> None:
-    products = {name: made for name, made in kernels.items() if name.startswith(("gemm", "gradients", "score_gradient"))}
+    products = {
+        name: made for name, made in kernels.items() if name.startswith(("gemm", "gradients", "score_gradient", "convolution"))
+    }
     assert products
     for name, made in products.items():
         exact = "ieee" in name and ("fp32" in name or name.startswith("score"))
@@ -141,5 +179,5 @@ def test_products_run_on_tensor_cores_unless_float32_is_to_be_exact(kernels: Rep
 if __name__ == "__main__":
     built: Report = {}
     for arch in ARCHITECTURES:
-        built |= compile_updates(arch) | compile_products(arch) | compile_score_gradient(arch)
+        built |= compile_updates(arch) | compile_products(arch) | compile_convolutions(arch) | compile_score_gradient(arch)
     print(json.dumps(built))

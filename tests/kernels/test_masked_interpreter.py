@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +13,20 @@ from aot import run_apart
 from torch import Tensor
 
 from engine.kernels.masked import keep, mask, pack
+from engine.kernels.masked_convolution import Geometry, by_task
 from engine.kernels.score_gradient import score_gradient_reference
 from engine.runs.streams import stream
 
 # (T, N, O, I): one of everything; ragged sizes; rows of each tile and more than the largest; inputs of several splits.
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 17, 33, 5), (1, 70, 66, 3), (1, 25, 9, 200)]
 DTYPES = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
+# (T, N, C, H, W), (O, C / groups, kh, kw), stride, padding, dilation, groups: one of everything, axes that differ, depthwise.
+CONVOLUTIONS: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, int], tuple[int, int], tuple[int, int], int]] = [
+    ((1, 1, 1, 1, 1), (1, 1, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((2, 2, 3, 5, 7), (34, 3, 3, 3), (2, 2), (1, 1), (1, 1), 1),
+    ((1, 2, 66, 7, 6), (4, 33, 3, 2), (2, 1), (1, 0), (1, 2), 2),
+    ((1, 2, 3, 5, 9), (3, 1, 1, 3), (1, 2), (0, 1), (1, 1), 3),
+]
 # (S, T, N, M, O, I)
 STEPS = [(1, 1, 1, 1, 1, 1), (1, 3, 5, 10, 7, 9), (3, 2, 17, 34, 33, 35)]
 
@@ -35,6 +44,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
 def test_masked_products(found: dict[str, float], kind: str, masked_by: str, dtype: str) -> None:
     errors = {name: error for name, error in found.items() if name.startswith(f"{kind} {masked_by} {dtype}")}
     assert len(errors) == len(SHAPES)
+    assert max(errors.values()) < DTYPES[dtype], errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("masked_by", ["scores", "bits"])
+@pytest.mark.parametrize("kind", ["convolution", "input gradient", "products"])
+def test_masked_convolutions(found: dict[str, float], kind: str, masked_by: str, dtype: str) -> None:
+    errors = {name: error for name, error in found.items() if name.startswith(f"{kind} {masked_by} {dtype}")}
+    assert len(errors) == len(CONVOLUTIONS)
     assert max(errors.values()) < DTYPES[dtype], errors
 
 
@@ -90,6 +108,29 @@ def products(name: str, given: tuple[Tensor, ...], by_bits: bool) -> dict[str, f
     }
 
 
+def convolved(name: str, case: Any, dtype: torch.dtype, by_bits: bool) -> dict[str, float]:
+    from engine.kernels.triton_masked_conv import launch_conv_products, launch_masked_conv
+
+    shape, kernel, *settings = case
+    geometry = Geometry(*settings)
+    x, weight = guarded(noise(*shape).to(dtype)), noise(shape[0], *kernel, address=1).to(dtype)
+    scores, sigma = noise(*kernel, address=2), torch.tensor(0.1)
+    size = geometry.sizes(shape[3:], kernel[2:])
+    cotangent = guarded(noise(*shape[:2], kernel[0], *size, address=3).to(dtype))
+    bits, widen = pack(mask(scores, sigma)) if by_bits else None, dtype == torch.bfloat16
+    given = (weight, scores, sigma, bits, geometry)
+    leaves = [x.double().requires_grad_(), keep(weight.double(), scores.double(), sigma.double()).requires_grad_()]
+    wanted = by_task(leaves[0], leaves[1], geometry)
+    dx, products = torch.autograd.grad(wanted, leaves, cotangent.double())
+    forward = launch_masked_conv(x, *given, size, back=False, widen=widen)
+    back = launch_masked_conv(cotangent, *given, (shape[3], shape[4]), back=True, widen=widen)
+    return {
+        f"convolution {name}": error(forward, wanted.detach()),
+        f"input gradient {name}": error(back, dx),
+        f"products {name}": error(launch_conv_products(cotangent, x, (kernel[2], kernel[3]), geometry, widen), products),
+    }
+
+
 def steps(shape: tuple[int, ...], second_order: bool) -> float:
     from engine.kernels.triton_score_gradient import launch_score_gradient
 
@@ -112,6 +153,9 @@ def interpret() -> dict[str, float]:
     for shape, dtype, by_bits in product(SHAPES, DTYPES, (False, True)):
         name = f"{'bits' if by_bits else 'scores'} {dtype} {shape}"
         errors |= products(name, operands(shape, getattr(torch, dtype)), by_bits)
+    for case, dtype, by_bits in product(CONVOLUTIONS, DTYPES, (False, True)):
+        name = f"{'bits' if by_bits else 'scores'} {dtype} {case[0]}"
+        errors |= convolved(name, case, getattr(torch, dtype), by_bits)
     given = operands((2, 5, 6, 7))
     outside = (*(guarded(tensor) for tensor in given[:3]), given[3], guarded(given[4]))
     errors["guarded"] = max(products("", outside, False).values())
