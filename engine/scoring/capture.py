@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from engine.scoring.sample_axis import mark_result, sample_axis
+
 
 class SamplesInteract(Exception):
     """The forward pass mixes samples (batch statistics), so per-layer gradients are not per-sample gradients."""
@@ -61,9 +63,9 @@ class Use:
 
 Arrival = Callable[[Use, Tensor], None]
 
-# Calls whose other tensor arguments give a shape, dtype or device but no values.
-_VALUES_OF_FIRST = {"to", "type_as", "view_as", "expand_as", "reshape_as"}
-_VALUES_OF_NONE = {"new_zeros", "new_ones", "new_full", "new_empty", "new_tensor", "zeros_like", "ones_like", "full_like"}
+
+class DifferentiatesInside(Exception):
+    """The model takes gradients in its forward pass, which a pass on detached parameters would get wrong."""
 
 
 @dataclass
@@ -87,6 +89,7 @@ class Capture(TorchFunctionMode):
     hooked: bool = False
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
     ignore: set[str] = field(default_factory=set)
+    watching: bool = True
     _read: dict[int, tuple[Tensor, Activation]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -96,10 +99,11 @@ class Capture(TorchFunctionMode):
         from engine.scoring.layers import RULES
 
         kwargs = kwargs or {}
-        rule = RULES.get(func) if torch.is_grad_enabled() else None
+        if func is torch.autograd.grad or func is Tensor.backward:
+            raise DifferentiatesInside
+        rule = RULES.get(func) if torch.is_grad_enabled() and not transformed() else None
         result = func(*args, **kwargs) if rule is None else rule(self, func, *args, **kwargs)
-        if isinstance(result, Tensor | tuple | list):
-            _mark(result, _follows_samples(func, args, kwargs))
+        mark_result(func, args, kwargs, result, self.batch)
         self.hooked |= func is Tensor.register_hook
         return result
 
@@ -108,11 +112,8 @@ class Capture(TorchFunctionMode):
         return None if tensor is None else self.names.get(id(tensor))
 
     def has_samples(self, x: Tensor) -> bool:
-        """Whether axis 0 of a layer's input holds the samples: as many, and computed from them.
-
-        A table of positions may be as long as the batch by chance, but nothing in it comes from the samples.
-        """
-        return x.dim() > 0 and x.shape[0] == self.batch and follows_samples(x)
+        """Whether axis 0 of a layer's input holds the samples, one row each, in their order."""
+        return x.dim() > 0 and x.shape[0] == self.batch and sample_axis(x) == 0
 
     def activation(self, x: Tensor) -> Activation:
         """The record of an input tensor, shared by all layers that read this very tensor in its present state."""
@@ -140,6 +141,8 @@ class Capture(TorchFunctionMode):
         return y
 
     def _report(self, number: int, uses: list[Use], gradients: tuple[Tensor | None, ...]) -> None:
+        if self.watching:
+            raise DifferentiatesInside
         gradient = gradients[number]
         for use in uses:
             if gradient is not None and use.name not in self.ignore:
@@ -159,38 +162,12 @@ class Capture(TorchFunctionMode):
     def end_forward(self) -> None:
         """Let go of everything that only the forward pass needs; what the backward pass needs hangs on its hooks."""
         self._read.clear()
+        self.watching = False
 
 
-def mark_samples(x: Tensor) -> Tensor:
-    """Declare that a tensor holds samples; whatever a watched forward pass computes from it is known to follow them."""
-    _mark(x, True)
-    return x
-
-
-def follows_samples(x: Tensor) -> bool:
-    """Whether a tensor was computed from the samples. One that appeared unseen (a custom autograd function's) counts with a
-    history.
-    """
-    marked = getattr(x, "_follows_samples", None)
-    return x.grad_fn is not None if marked is None else marked
-
-
-def _mark(result: Any, follows: bool) -> None:
-    for item in result if isinstance(result, tuple | list) else (result,):
-        if isinstance(item, Tensor):
-            item._follows_samples = follows  # type: ignore[attr-defined]
-
-
-def _follows_samples(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    name = getattr(func, "__name__", "")
-    if name in _VALUES_OF_NONE:
-        return False
-    sources = args[:1] if name in _VALUES_OF_FIRST else (*args, *kwargs.values())
-    return any(
-        isinstance(item, Tensor) and follows_samples(item)
-        for source in sources
-        for item in (source if isinstance(source, tuple | list) else (source,))
-    )
+def transformed() -> bool:
+    """Whether a function transform (``torch.func.vmap``, ``grad``) is at work, whose tensors are not what they seem."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def graph_leaves(output: Tensor) -> set[int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine.scoring.capture import SamplesInteract
 from engine.scoring.passes import Profile, profile, stream
+from engine.scoring.plain import Draws, entries
 from engine.scoring.sinks import GramSink, RowSink
 
 # Slices smaller than this would cost passes to save what no machine misses.
@@ -27,7 +28,7 @@ def chunked_gram(
 
     Cost: S forward and at most S backward passes for S slices, S about N * K * P * itemsize / (bytes of a chunk's inputs).
     """
-    samples = len(inputs[0])
+    samples, draws = len(inputs[0]), Draws(inputs)
     try:
         found = profile(model, _part(inputs, 0, chunk), set(sets), outputs)
     except SamplesInteract:
@@ -35,7 +36,8 @@ def chunked_gram(
     parameters = dict(model.named_parameters())
     sink = GramSink(sets, samples, 1, device)
     for names in _slices(found, parameters, samples):
-        rows = RowSink({name: parameters[name].numel() for name in names}, samples)
+        draws.rewind()  # so that every slice sees the same network, dropout and all
+        rows = RowSink({name: entries(parameters[name]) for name in names}, samples)
         for start in range(0, samples, chunk):
             rows.offset = start
             stream(model, _part(inputs, start, chunk), names, outputs, rows)

@@ -51,7 +51,8 @@ def ntk(
         float64 (N, N) for ``"sum"``, (N, K, N, K) for ``"all"``; with G > 1 a leading axis G and N/G in the place of N.
 
     Raises:
-        ValueError: shapes that do not fit, or no parameter selected.
+        ValueError: shapes that do not fit, no parameter selected, outputs that are no real numbers, or a lazy layer that has not
+            seen an input yet.
 
     Cost:
         About one forward and one backward pass plus N^2 P float64 multiply-adds for P parameters; K backward passes for
@@ -60,7 +61,8 @@ def ntk(
         for each slice. Parameters used in ways that no rule covers cost ``vmap(grad)`` and N times their size. Where samples
         interact (BatchNorm in train mode) every sample takes a backward pass of its own through the whole batch and N * P
         gradients are held. That is noticed for the library's batch normalisation; a model that mixes samples by arithmetic of
-        its own is not.
+        its own is not. A model that draws random numbers (dropout in train mode) is scored as one forward pass from the present
+        state of torch's global streams draws them; its parameters of unknown use cost as if samples interacted.
 
     Precision:
         Gradients are in the model's precision. Float32 leaves the condition number within 2e-5 of float64's on 100 random cells

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.runs.profiling import span
-from engine.scoring.capture import Capture, graph_leaves, mark_samples
-from engine.scoring.plain import flat_outputs, interacting_rows, run_on, sample_gradient_rows, stand_ins
+from engine.scoring.capture import Capture, DifferentiatesInside, SamplesInteract, graph_leaves
+from engine.scoring.plain import Draws, differentiable, flat_outputs, interacting_rows, run_on, sample_gradient_rows, stand_ins
+from engine.scoring.sample_axis import mark
 from engine.scoring.sinks import Sink
 from engine.scoring.walk import Joined, walk, walkable
 
@@ -33,8 +34,8 @@ def stream(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: 
         SamplesInteract: the forward pass mixes samples.
         ValueError: with ``groups`` > 1, a parameter is used in a way that only single samples can be asked about.
     """
-    aliases = stand_ins(model, names)
-    capture = _capture(aliases, names, inputs, sink)
+    aliases, draws, alone = stand_ins(model, names), Draws(inputs), False
+    capture = _capture(model, aliases, names, inputs, sink)
 
     def body() -> tuple[int, set[str]]:
         with span("forward"):
@@ -67,22 +68,29 @@ def stream(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: 
 
     try:
         count, unknown = run_on(model, aliases, body)
-    except _Hooked:
+    except _UNWATCHABLE as reason:
+        alone = isinstance(reason, DifferentiatesInside)
+        draws.rewind()
         count, unknown = _outputs(model, inputs, outputs), names
     finally:
         capture.forget()
-    if len(inputs[0]):
-        for name, rows in sample_gradient_rows(model, sorted(unknown), inputs, outputs):
-            sink.add_rows(name, rows)
+    if not unknown or not len(inputs[0]):
+        return count
+    if draws.moved():
+        # Single samples would meet other random numbers than the batch; so the batch goes through once more, with the same.
+        draws.rewind()
+        return by_definition(model, inputs, unknown, outputs, sink)
+    for name, rows in sample_gradient_rows(model, sorted(unknown), inputs, outputs, alone=alone):
+        sink.add_rows(name, rows)
     return count
 
 
 def by_definition(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: str, sink: Sink) -> int:
     """:func:`stream` for models whose samples interact: one backward pass through the whole batch a sample and output."""
-    aliases = stand_ins(model, names)
+    aliases = stand_ins(model, None)
 
     def body() -> int:
-        y = flat_outputs(model(*inputs), len(inputs[0]))
+        y = differentiable(flat_outputs(model(*inputs), len(inputs[0])))
         count = y.shape[1] if outputs == "all" else 1
         leaves = {name: aliases[name] for name in aliases if name in names}
         for name, rows in interacting_rows(y if outputs == "all" else y.sum(1, keepdim=True), leaves):
@@ -95,11 +103,11 @@ def by_definition(model: nn.Module, inputs: tuple[Any, ...], names: set[str], ou
 def profile(model: nn.Module, inputs: tuple[Any, ...], names: set[str], outputs: str) -> Profile:
     """Watch a forward pass without a backward pass. Raises SamplesInteract as :func:`stream` does."""
     aliases = stand_ins(model, names)
-    capture = _capture(aliases, names, inputs, None)
+    capture = _capture(model, aliases, names, inputs, None)
     rest = [name for name in aliases if name in names]
     try:
         y = run_on(model, aliases, lambda: _watched_forward(model, inputs, capture))
-    except _Hooked:
+    except _UNWATCHABLE:
         return Profile(rest, _outputs(model, inputs, outputs), 0)
     finally:
         capture.forget()
@@ -112,10 +120,18 @@ class _Hooked(Exception):
     pass
 
 
-def _capture(aliases: dict[str, Tensor], names: set[str], inputs: tuple[Any, ...], sink: Sink | None) -> Capture:
+_UNWATCHABLE = (_Hooked, DifferentiatesInside)
+
+
+def _capture(
+    model: nn.Module, aliases: dict[str, Tensor], names: set[str], inputs: tuple[Any, ...], sink: Sink | None
+) -> Capture:
+    # Nothing can be watched inside TorchScript.
+    if any(m.training and "BatchNorm" in m.original_name for m in model.modules() if isinstance(m, torch.jit.ScriptModule)):
+        raise SamplesInteract
     for item in inputs:
         if isinstance(item, Tensor):
-            mark_samples(item)
+            mark(item, 0)
 
     def arrive(use: Any, gradient: Tensor) -> None:
         assert sink is not None
@@ -123,13 +139,15 @@ def _capture(aliases: dict[str, Tensor], names: set[str], inputs: tuple[Any, ...
 
     # On the device from the start: a copy to it in the forward pass would wait for the host and forbid a CUDA graph.
     anchor = torch.zeros((), requires_grad=True, device=next(iter(aliases.values())).device)
-    return Capture({id(aliases[name]): name for name in names}, len(inputs[0]), arrive, anchor=anchor)
+    # The rules are those of real numbers.
+    watched = {id(aliases[name]): name for name in names if not aliases[name].is_complex()}
+    return Capture(watched, len(inputs[0]), arrive, anchor=anchor)
 
 
 def _watched_forward(model: nn.Module, inputs: tuple[Any, ...], capture: Capture) -> Tensor:
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKED), capture:
-            return flat_outputs(model(*inputs), capture.batch)
+            return differentiable(flat_outputs(model(*inputs), capture.batch))
     except RuntimeError as error:
         if str(error) == _HOOKED:
             raise _Hooked from error
@@ -144,5 +162,5 @@ def _unknown(y: Tensor, aliases: dict[str, Tensor]) -> set[str]:
 
 def _outputs(model: nn.Module, inputs: tuple[Any, ...], outputs: str) -> int:
     with torch.no_grad():
-        y = run_on(model, stand_ins(model, set()), lambda: flat_outputs(model(*inputs), len(inputs[0])))
+        y = run_on(model, stand_ins(model, None), lambda: differentiable(flat_outputs(model(*inputs), len(inputs[0]))))
     return y.shape[1] if outputs == "all" else 1

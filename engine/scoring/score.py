@@ -13,7 +13,7 @@ from engine.scoring.condition import condition_number
 from engine.scoring.kernels import gram, last_linear, ntk, selects
 from engine.scoring.meta import MetaKernel, metantk
 from engine.scoring.proxies.catalogue import PROXIES
-from engine.scoring.proxies.scores import scores
+from engine.scoring.proxies.scores import LabelledBatch, scores
 from engine.scoring.regions import linear_regions
 from engine.scoring.result import Score
 
@@ -47,6 +47,8 @@ def score(
     `regions`  tensor (B, ...) or a sequence of batches   linear regions; options of :func:`engine.linear_regions`
     ========== ========================================== ==========================================================
 
+    `ntk` and `regions` take the images of a :class:`~engine.scoring.proxies.scores.LabelledBatch` too; a plain tuple is what
+    the table says.
     Further metrics (naswot, synflow, ...) are those of :data:`~engine.scoring.proxies.catalogue.PROXIES`, with data and options
     of :func:`~engine.scoring.proxies.scores.scores`.
 
@@ -119,12 +121,16 @@ def _episodes(data: Any) -> EpisodeBatch:
 
 def ntk_score(model: nn.Module, data: Tensor | tuple[Any, ...], **options: Any) -> Score:
     """Condition number of the NTK of one batch (TE-NAS); ``options`` are those of :func:`engine.ntk`."""
-    return cast(Score, condition_number(ntk(model, data, **options)))
+    return cast(Score, condition_number(ntk(model, _images(data), **options)))
 
 
 def regions_score(model: nn.Module, data: Tensor | Sequence[Tensor], **options: Any) -> Score:
     """Linear regions that the model shows on the images; ``options`` are those of :func:`engine.linear_regions`."""
-    return cast(Score, linear_regions(model, data, **options))
+    return cast(Score, linear_regions(model, _images(data), **options))
+
+
+def _images(data: Any) -> Any:
+    return data.images if isinstance(data, LabelledBatch) else data
 
 
 METRICS: dict[str, Callable[..., Score]] = {"metantk": metantk_score, "ntk": ntk_score, "regions": regions_score}

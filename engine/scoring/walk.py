@@ -26,8 +26,16 @@ Gradients = list[Tensor | None]
 
 
 def walkable(root: Any) -> bool:
-    """Whether every step of a graph can be called from outside: autograd functions written in Python cannot, except our own."""
-    return all(_is_native(node) or getattr(node, "_forward_cls", None) in _OWN for node in _nodes(root))
+    """Whether every step of a graph can be called from outside: TorchScript's and autograd functions written in Python cannot,
+    except our own.
+    """
+    return all(_can_be_called(node) for node in _nodes(root))
+
+
+def _can_be_called(node: Any) -> bool:
+    if _is_native(node):
+        return "DifferentiableGraphBackward" not in node.name()
+    return getattr(node, "_forward_cls", None) in _OWN
 
 
 def walk(root: Any, seeds: list[Tensor], capture: Capture, take: Take) -> None:
