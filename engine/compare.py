@@ -2,7 +2,8 @@
 
 ``python -m engine.compare METHOD ... [OPTIONS]``, or ``engine compare``. Every method is searched, trained and tested once a
 seed, each in a run directory of its own below the comparison's, ``METHOD-SEED/search``, ``METHOD-SEED/train`` and, on a second
-data set, ``METHOD-SEED/transfer``; what is finished is not done again.
+data set, ``METHOD-SEED/transfer``; what is finished is not done again. ``engine compare supervised METHOD ...`` is
+:mod:`engine.compare_supervised`, ``engine compare stability METHOD ...`` :mod:`engine.compare_stability`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from engine.errors import ConfigurationError
 from engine.evaluation.compare_options import CompareOptions, Entry
 from engine.evaluation.published import KNOWN
 from engine.evaluation.registry import TRAIN
+from engine.evaluation.stability_options import StabilityOptions
+from engine.evaluation.supervised_compare_options import SupervisedCompareOptions
 from engine.methods.options import CellOptions
 from engine.methods.registry import METHODS, SEARCH, Command, Method, find_method
 from engine.runs.records import read_run
@@ -31,7 +34,25 @@ DRAWS = 1_000_003  # between the seeds by which a seed's random cells are drawn
 
 COMPARE = Command(
     "Search, train and test with several methods and tabulate them.",
-    {"compare": Method("compare", CompareOptions, "engine.compare:compare", "methods under one protocol", command="compare")},
+    {
+        "compare": Method(
+            "compare", CompareOptions, "engine.compare:compare", "few-shot learning by several cells", command="compare"
+        ),
+        "supervised": Method(
+            "supervised",
+            SupervisedCompareOptions,
+            "engine.compare_supervised:compare",
+            "ordinary classification by cells of the DARTS family",
+            command="compare",
+        ),
+        "stability": Method(
+            "stability",
+            StabilityOptions,
+            "engine.compare_stability:compare",
+            "how often searches of NAS-Bench-1Shot1 degenerate",
+            command="compare",
+        ),
+    },
     "compare",
 )
 
@@ -39,8 +60,10 @@ COMPARE = Command(
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare and return the exit code; raises :class:`~engine.errors.EngineError` on what a user can mend."""
     words = list(sys.argv[1:] if argv is None else argv)
-    names = list(takewhile(lambda word: not word.startswith("-"), words))
-    return start(COMPARE, [*(["--methods", ",".join(names)] if names else []), *words[len(names) :]])
+    kind = words[:1] if words[:1] and words[0] in COMPARE.methods else []
+    names = list(takewhile(lambda word: not word.startswith("-"), words[len(kind) :]))
+    given = ["--methods", ",".join(names)] if names else []
+    return start(COMPARE, [*kind, *given, *words[len(kind) + len(names) :]])
 
 
 def plan(options: CompareOptions) -> list[tuple[str, str]]:
@@ -99,7 +122,7 @@ def search_and_train(options: CompareOptions, out: Path, entry: Entry, seed: int
     if entry.name not in KNOWN:
         words = [entry.name, "--preset", entry.preset(options.search_preset), *_given("--size", options.search_size), *common]
         words += ["--data", options.data, "--seed", str(seed + DRAWS * cell)]
-        searched = _finished(SEARCH, words, directory / "search")
+        searched = finished(SEARCH, words, directory / "search")
         network = str(directory / "search")
     words = [entry.recipe, "--network", network, "--seed", str(seed), *common]
     words += [*_given("--budget", options.budget), *_given("--tasks", options.tasks)]
@@ -109,7 +132,7 @@ def search_and_train(options: CompareOptions, out: Path, entry: Entry, seed: int
     found = []
     for name, data, preset in sets:
         own = [*words, "--data", data, "--preset", entry.preset(preset)]
-        result = _finished(TRAIN, own, directory / name)
+        result = finished(TRAIN, own, directory / name)
         found.append(Trained(entry.text, seed, str(directory / name), searched, result))
     return found
 
@@ -118,7 +141,7 @@ def _given(flag: str, value: str | int | None) -> list[str]:
     return [] if value is None else [flag, str(value)]
 
 
-def _finished(command: Command, words: list[str], out: Path) -> dict[str, Any]:
+def finished(command: Command, words: list[str], out: Path) -> dict[str, Any]:
     """The result of a run in ``out``, which is started, or gone on with, unless it is there."""
     if not (out / "result.json").is_file():
         resume = ["--resume"] if (out / "config.toml").is_file() else []

@@ -79,6 +79,7 @@ def build(options: SGDOptions, genotype: Genotype | None, data: ImageSet) -> nn.
         size=data.images.shape[-1],
         generator=stream(options.seed, "weights"),
         auxiliary=options.auxiliary > 0,
+        noise=options.draws_noise,
     )
     if isinstance(network, CellNetwork):
         with torch.no_grad():  # images too small for the tower are refused before anything is written

@@ -14,6 +14,7 @@ from engine.evaluation.options import NetworkOptions
 from engine.evaluation.published import GENOTYPES, KNOWN
 from engine.evaluation.reference import res3, res5
 from engine.methods.options import suggestion
+from engine.spaces.darts import has_noise, with_units
 from engine.spaces.genotype import Genotype
 from engine.spaces.network import CellNetwork, build_network
 from engine.spaces.networks import WRN28, Conv4, ResNet12
@@ -61,13 +62,25 @@ def make_network(
     size: int,
     generator: torch.Generator,
     auxiliary: bool = False,
+    noise: bool = False,
 ) -> nn.Module:
     """Build the network with ``classes`` outputs and draw its weights from ``generator`` (see
-    :func:`~engine.spaces.supernet.initialise`), in channels-last layout; ``auxiliary`` adds a genotype's auxiliary tower."""
+    :func:`~engine.spaces.supernet.initialise`), in channels-last layout.
+
+    ``auxiliary`` adds a genotype's auxiliary tower. ``noise`` says that every pass draws the noise of a cell of S4
+    (:func:`engine.evaluation.noise.noise_lanes`); without it such a cell is a :class:`ConfigurationError`.
+    """
     network: nn.Module
     if genotype is None:
         network = REFERENCES[options.network](classes, channels_in, size)
     else:
+        space = get_space(options.space) if options.space else None
+        if has_noise(genotype):
+            if not noise:
+                raise ConfigurationError(
+                    "--network: its cell draws noise in every pass, which engine train supervised alone does"
+                )
+            genotype, space = with_units(genotype)
         network = build_network(
             genotype,
             channels=options.channels,
@@ -77,7 +90,7 @@ def make_network(
             auxiliary=auxiliary,
             classes=classes,
             channels_in=channels_in,
-            space=get_space(options.space) if options.space else None,
+            space=space,
         )
     initialise(network, generator)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

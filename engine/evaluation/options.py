@@ -85,7 +85,9 @@ class TaskShape:
 
 @dataclass(frozen=True)
 class NetworkOptions(RunOptions):
-    """Which network is built, and on which images."""
+    """Which network is built, and on which images. ``draws_noise``: passes draw the noise of cells of S4."""
+
+    draws_noise: ClassVar[bool] = False
 
     network: str = "res5"
     """Run directory, genotype.json, published genotype (darts-v2, metanas-in-v2), or network such as conv4, res5, resnet12."""

@@ -11,6 +11,7 @@ from engine.data.episodes import permutation
 from engine.data.image_set import ImageSet
 from engine.data.loading import load
 from engine.data.names import SPLITS
+from engine.data.tuning import set_aside
 from engine.errors import ConfigurationError
 from engine.evaluation.supervised_options import SupervisedOptions
 from engine.runs.streams import stream
@@ -22,12 +23,13 @@ def load_samples(options: SupervisedOptions) -> ImageSet:
     A set that comes split by image (CIFAR, ImageNet) keeps its parts, as ``train_on`` and ``test_on`` say. Of any other the
     images of the training classes are divided class by class, by an address that holds no seed: every run tests the same ones.
     """
-    wanted = {*options.train_on.split("+"), options.test_on}
+    wanted = {*options.train_on.split("+"), options.test_on, *(("train", "val") if options.reserve else ())}
     data = load(options.data, options.data_root, options.size, splits=[s for s in SPLITS if s in wanted], rotations=())
+    data, reserve = set_aside(data, options.reserve)
     if data.sample_splits:
         parts = {
             "train": torch.cat([data.sample_splits[part] for part in options.train_on.split("+")]),
-            "test": data.sample_splits[options.test_on],
+            "test": reserve if options.test_on == "reserve" else data.sample_splits[options.test_on],
         }
     else:
         parts = divided(data, options.held_out)

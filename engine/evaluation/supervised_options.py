@@ -83,16 +83,23 @@ class SupervisedOptions(SGDOptions):
     """Ordinary classification: train on some images of every class, test on others."""
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = SUPERVISED_PRESETS
+    draws_noise: ClassVar[bool] = True
 
     train_on: Literal["train", "train+val"] = "train"
     """Images that are trained on, where the set is split by image (CIFAR, ImageNet); train+val is published."""
-    test_on: Literal["val", "test"] = "val"
+    test_on: Literal["val", "test", "reserve"] = "val"
     """Images that are tested, where the set is split by image."""
+    reserve: int = 0
+    """Images of each half of the training images that are set aside, as a search with --reserve does; 2500 is published for
+    tuning."""
     held_out: float = 0.2
     """Share of each class's images that is held out for the test, where the set is split by class."""
 
     def validate(self) -> None:
         super().validate()
+        self._at_least(0, "reserve")
+        if self.test_on == "reserve" and not self.reserve:
+            raise ConfigurationError("--test-on reserve: say with --reserve how many images of each half are set aside")
         if self.train_on == "train+val" and self.test_on == "val":
             raise ConfigurationError("--test-on val: these images are trained on with --train-on train+val; use --test-on test")
         if not 0 < self.held_out < 1:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from engine.errors import ConfigurationError
 from engine.evaluation.augment import augment, cutout
 from engine.evaluation.drop_block import drop_block_logits
 from engine.evaluation.drop_path import drop_path_lanes
+from engine.evaluation.noise import has_units, noise_lanes
 from engine.evaluation.options import SGDOptions
 from engine.evaluation.schedule import cosine, drop_path_probability, epoch_cosine, epoch_linear, step_decay
 from engine.evaluation.sgd import SGD
@@ -138,6 +140,8 @@ class Trainer:
         lanes = None
         if probability:
             lanes = drop_path_lanes(self.network, images, probability, stream(options.seed, "drop-path", step))
+        if has_units(self.network):
+            lanes = noise_lanes(self.network, images, partial(stream, options.seed), ("train", step), lanes)
         return self._network(images, lanes)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Batch, Halves
 from engine.methods.darts_learner import Learner, run_search
 from engine.methods.darts_options import DartsOptions, FamilyOptions
+from engine.methods.one_shot import plain_base
 from engine.runs.profiling import span
 from engine.runs.streams import stream
 from engine.spaces.supernet import initialise
@@ -46,7 +47,7 @@ class Darts(Learner):
     """One search with one model: its network and its two levels, of any base."""
 
     def __init__(self, options: FamilyOptions, data: Halves, base: Base | None = None) -> None:
-        super().__init__(options, data, base or Base(options))
+        super().__init__(options, data, base or plain_base(options))
         base = self.base
         model = base.network(outputs=data.classes, channels_in=data.data.images.shape[1])
         initialise(model, stream(options.seed, "weights", *base.address), kaiming=False)
@@ -85,7 +86,7 @@ class Darts(Learner):
         if not options.second_order:
             return first_order(validation, state.w, state.a)
         training = self.loss(batch, Pass("architecture", epoch, step, "training"))
-        virtual = Step(rate, options.weight_decay, state.sgd.inertia)
+        virtual = Step(rate, state.sgd.decay, state.sgd.inertia)
         return second_order(training, validation, state.w, state.a, virtual, hessian=options.hessian_mode)
 
     def loss(self, batch: Batch, where: Pass) -> Loss:

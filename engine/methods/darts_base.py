@@ -11,17 +11,21 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.learning.bilevel import Adam
 from engine.methods.darts_options import FamilyOptions
 from engine.runs.streams import stream
-from engine.spaces.darts import NOISE, searched_space
+from engine.spaces.cost import count
+from engine.spaces.darts import NOISE, operation_counts, searched_space, without_noise
 from engine.spaces.darts_supernet import DartsSupernet, Encoder, SoftmaxRelaxation
 from engine.spaces.draws import DrawnMixture, Draws
 from engine.spaces.genotype import Genotype
 from engine.spaces.mixture import Mixture
 from engine.spaces.space import Space
+
+# The network that a found cell is published with; result.json counts the parameters of that (note, section 7).
+PUBLISHED_CELLS, PUBLISHED_CHANNELS = 20, 36
 
 
 class Pass(NamedTuple):
@@ -44,7 +48,7 @@ class Relaxation(Protocol):
     def shape(self) -> tuple[int, ...]:
         """Of the architecture parameters."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Mixture:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The mixture of architecture parameters, and of what else the method has."""
 
     def strengths(self, a: Tensor, /) -> Tensor:
@@ -60,13 +64,20 @@ class Base:
     weights_first = False
     """Whether an iteration moves the weights before the architecture."""
 
+    space: Space
+    relaxation: Relaxation
+
     def __init__(self, options: FamilyOptions) -> None:
         self.options = options
-        self.space = searched_space(options.space)
         self.cells = options.cells
         self.first_epoch, self.epochs = 0, options.epochs
         self.address: tuple[int, ...] = ()
-        self.relaxation: Relaxation = SoftmaxRelaxation(self.space)
+        self.take_space(options.space)
+
+    def take_space(self, name: str) -> None:
+        """Look up what is searched, and how parameters become a mixture."""
+        self.space = searched_space(name)
+        self.relaxation = SoftmaxRelaxation(self.space)
 
     def structure(self) -> dict[str, Any]:
         """What the base's supernet takes beyond its size; see :class:`DartsSupernet`."""
@@ -83,7 +94,7 @@ class Base:
         first, second = torch.zeros_like(a), torch.zeros_like(a)
         return Adam(first, second, rate=options.alpha_rate, decay=options.alpha_decay, clip=options.alpha_clip)
 
-    def network(self, *, outputs: int, channels_in: int) -> DartsSupernet:
+    def network(self, *, outputs: int, channels_in: int) -> nn.Module:
         """The supernet that is searched."""
         return self.supernet(self.space, self.cells, outputs=outputs, channels_in=channels_in)
 
@@ -125,6 +136,37 @@ class Base:
     def strengths(self, a: Tensor) -> Tensor:
         """(T, E, O): what operations are worth when the cell is read off."""
         return self.relaxation.strengths(a)
+
+    def noted(self, genotype: Genotype) -> dict[str, Any]:
+        """What the line of an epoch says of the cell."""
+        return {"skips": operation_counts(genotype)["normal"]["skip_connect"]}
+
+    def described(self, genotype: Genotype, *, size: int, classes: int, channels_in: int) -> dict[str, Any]:
+        """What a result says of the cell: its operations, and the cost of the network that such cells are published with."""
+        cost = count(
+            without_noise(genotype),
+            channels=PUBLISHED_CHANNELS,
+            cells=PUBLISHED_CELLS,
+            size=size,
+            classes=classes,
+            channels_in=channels_in,
+        )
+        return {
+            "parameters": cost.parameters,
+            "flops": cost.flops,
+            "counted_network": {"cells": PUBLISHED_CELLS, "channels": PUBLISHED_CHANNELS},
+            "operations": operation_counts(genotype),
+        }
+
+    def strength_table(self, a: Tensor) -> dict[str, Any]:
+        """The table of :meth:`strengths`."""
+        weights = self.strengths(a).tolist()
+        rows = [
+            [kind, f"{source}->{target}", *(round(value, 4) for value in weights[k][e])]
+            for k, kind in enumerate(self.space.kinds)
+            for e, (source, target) in enumerate(self.space.edges)
+        ]
+        return {"title": "Weights of the operations", "columns": ["cell", "edge", *self.space.operations], "rows": rows}
 
     def result(self, a: Tensor) -> dict[str, Any]:
         """What the base adds to a result."""

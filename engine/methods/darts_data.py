@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.data import ImageSet, horizontal_flip, load, normalise, random_crop
+from engine.data.tuning import set_aside
 from engine.errors import ConfigurationError
 from engine.methods.darts_options import FamilyOptions
 from engine.runs.streams import stream
@@ -88,7 +89,7 @@ class Halves:
 
 def load_set(options: FamilyOptions) -> ImageSet:
     """The set at the resolution of the search."""
-    data = load(options.data, options.data_root, options.size, splits=("train", "val"))
+    data, _ = set_aside(load(options.data, options.data_root, options.size, splits=("train", "val")), options.reserve)
     height, width = data.images.shape[-2:]
     size = options.resolution(max(height, width))
     return data if (height, width) == (size, size) else data.resized(size)

@@ -18,15 +18,10 @@ from engine.methods.darts_data import Halves
 from engine.methods.darts_options import FamilyOptions
 from engine.runs.loop import steps
 from engine.runs.stopwatch import Stopwatch
-from engine.spaces.cost import count
-from engine.spaces.darts import operation_counts, without_noise
 from engine.spaces.genotype import Genotype
 
 if TYPE_CHECKING:
     from engine.runs.run import Run
-
-# The network that a found cell is published with; result.json counts the parameters of that (note, section 7).
-PUBLISHED_CELLS, PUBLISHED_CHANNELS = 20, 36
 
 
 class Learner(ABC):
@@ -38,6 +33,8 @@ class Learner(ABC):
         names = ("training_loss", "search_loss", "searched")
         self.sums = {name: torch.zeros((), dtype=torch.float64, device=options.device) for name in names}
         self.curve: list[dict[str, Any]] = []
+        self.redone = 0
+        """Epochs that were done again."""
 
     @abstractmethod
     def iterate(self, epoch: int, step: int) -> None:
@@ -71,7 +68,8 @@ class Learner(ABC):
         return fresh
 
     def after(self, epoch: int) -> Learner:
-        """What goes on after an epoch: this, or a fresh network where the base begins another stage."""
+        """What goes on after an epoch: this, or a fresh network where the base begins another stage. A search that goes back to
+        the end of an earlier epoch counts what it will do again in ``redone``."""
         following = self.base.following(epoch, self.alphas)
         return self if following is None else self.with_base(following)
 
@@ -110,7 +108,7 @@ class Learner(ABC):
             "search_loss": search / searched if searched else None,
             "validation_loss": loss,
             "validation_accuracy": accuracy,
-            "skips": operation_counts(genotype)["normal"]["skip_connect"],
+            **self.base.noted(genotype),
         }
         self.curve.append(found)
         for total in self.sums.values():
@@ -144,10 +142,10 @@ def run_search(learner: Learner, run: Run, stop: Any, progress: Any) -> dict[str
         sums = {f"sums.{name}": total for name, total in learner.sums.items()}
         return {**facts, "spent": list(spent())}, {**learner.tensors(), **sums}
 
-    total = options.all_epochs * data.steps
+    total = options.most_epochs * data.steps
     with progress(total, "steps", done=start) as bar:
         for number in steps(run, stop, snapshot, start=start, total=total):
-            epoch, step = divmod(number, data.steps)
+            epoch, step = divmod(number - learner.redone * data.steps, data.steps)
             learner.iterate(epoch, step)
             if step + 1 == data.steps:
                 run.append("metrics.jsonl", learner.end_epoch(epoch))
@@ -177,14 +175,6 @@ def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, A
     """The result of a finished search."""
     genotype, extra = learner.genotype(), learner.result()
     channels_in, _, size = learner.data.data.images.shape[1:]
-    cost = count(
-        without_noise(genotype),
-        channels=PUBLISHED_CHANNELS,
-        cells=PUBLISHED_CELLS,
-        size=size,
-        classes=learner.data.classes,
-        channels_in=channels_in,
-    )
     last = learner.curve[-1]
     return {
         "genotype": genotype,
@@ -193,13 +183,10 @@ def outcome(learner: Learner, seconds: float, cpu_seconds: float) -> dict[str, A
         "cpu_seconds": round(cpu_seconds, 3),
         "validation_loss": last["validation_loss"],
         "validation_accuracy": last["validation_accuracy"],
-        "parameters": cost.parameters,
-        "flops": cost.flops,
-        "counted_network": {"cells": PUBLISHED_CELLS, "channels": PUBLISHED_CHANNELS},
-        "operations": operation_counts(genotype),
+        **learner.base.described(genotype, size=size, classes=learner.data.classes, channels_in=channels_in),
         **extra,
         "plots": [_curves(learner.curve), *extra.get("plots", [])],
-        "tables": [_strengths(learner), *extra.get("tables", [])],
+        "tables": [learner.base.strength_table(learner.alphas), *extra.get("tables", [])],
     }
 
 
@@ -210,13 +197,3 @@ def _curves(curve: list[dict[str, Any]]) -> dict[str, Any]:
         points = [(line["epoch"] + 1, line[key]) for line in curve if line[key] is not None]
         series.append({"name": name, "x": [x for x, _ in points], "y": [y for _, y in points]})
     return {"title": "Loss of the supernet", "x_label": "epoch", "y_label": "cross-entropy", "kind": "line", "series": series}
-
-
-def _strengths(learner: Learner) -> dict[str, Any]:
-    space, weights = learner.base.space, learner.base.strengths(learner.alphas).tolist()
-    rows = [
-        [kind, f"{source}->{target}", *(round(value, 4) for value in weights[k][e])]
-        for k, kind in enumerate(space.kinds)
-        for e, (source, target) in enumerate(space.edges)
-    ]
-    return {"title": "Weights of the operations", "columns": ["cell", "edge", *space.operations], "rows": rows}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from engine.errors import ConfigurationError
 from engine.methods.options import NATIVE_LIMIT, SearchOptions, flag
 from engine.spaces.darts import searched_space
+from engine.spaces.one_shot import ONE_SHOT
 
 # The real thing at toy size, for images of 8x8.
 TOY = {"cells": 3, "channels": 8, "images": 512}
@@ -21,6 +22,15 @@ DARTS_PRESETS: dict[str, dict[str, Any]] = {
     "default": {**TOY, "epochs": 8},
     "published": {"data": "cifar10", "cells": 8, "channels": 16, "size": 32, "batch": 64, "epochs": 50},
     "small": {**SMALL, "data": "cifar10"},
+    "one-shot": {
+        "data": "cifar10",
+        "space": "nas-bench-1shot1-1",
+        "cells": 9,
+        "channels": 16,
+        "size": 32,
+        "batch": 96,
+        "epochs": 100,
+    },
 }
 
 
@@ -30,8 +40,17 @@ class FamilyOptions(SearchOptions):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = DARTS_PRESETS
 
-    space: Literal["darts", "darts-s1", "darts-s2", "darts-s3", "darts-s4"] = "darts"
-    """Search space: all eight operations on every edge, or S1 to S4 of RobustDARTS."""
+    space: Literal[
+        "darts",
+        "darts-s1",
+        "darts-s2",
+        "darts-s3",
+        "darts-s4",
+        "nas-bench-1shot1-1",
+        "nas-bench-1shot1-2",
+        "nas-bench-1shot1-3",
+    ] = "darts"
+    """Search space: all eight operations on every edge, S1 to S4 of RobustDARTS, or (darts, tetlo on it) NAS-Bench-1Shot1's."""
     cells: int = 8
     """Cells of the supernet; those at one and two thirds of the depth reduce."""
     channels: int = 16
@@ -42,6 +61,8 @@ class FamilyOptions(SearchOptions):
     """Side of the square images in pixels; none means the set's own, at most 32."""
     images: int | None = None
     """Images of each half of the training set that are used; none means all."""
+    reserve: int = 0
+    """Images of each half that are set aside for engine train supervised --test-on reserve; 2500 is published for tuning."""
     augment: bool | None = None
     """Crop and mirror training images; none means yes, except for digits and omniglot, whose classes a mirror image changes."""
     batch: int = 64
@@ -84,7 +105,7 @@ class FamilyOptions(SearchOptions):
         self._at_least(
             0, "weight_rate", "weight_rate_end", "weight_decay", "alpha_rate", "alpha_decay", "alpha_scale", "momentum"
         )
-        self._at_least(0, "warm_up", "rate_warm_up")
+        self._at_least(0, "warm_up", "rate_warm_up", "reserve")
         if self.channels % 2:
             raise ConfigurationError(f"--channels: the strided skip connection halves them, so {self.channels} must be even")
         if not self.momentum < 1:
@@ -94,7 +115,12 @@ class FamilyOptions(SearchOptions):
                 raise ConfigurationError(f"{flag(name)} must be above 0, got {getattr(self, name)}")
         if self.images is not None and self.images < self.batch:
             raise ConfigurationError(f"--images: {self.images} do not fill a batch of {self.batch}")
-        searched_space(self.space)
+        if self.space not in ONE_SHOT:
+            searched_space(self.space)
+        elif self.method != "darts":
+            raise ConfigurationError(f"--space: {self.space} is searched by darts, and by tetlo on darts1st or darts2nd")
+        elif self.stem != "cifar" or self.recompute:
+            raise ConfigurationError(f"--space: the supernet of {self.space} has no --stem imagenet and no --recompute")
 
     @property
     def method(self) -> str:
@@ -115,6 +141,11 @@ class FamilyOptions(SearchOptions):
     def all_epochs(self) -> int:
         """Epochs of the whole search."""
         return self.epochs
+
+    @property
+    def most_epochs(self) -> int:
+        """``all_epochs``, and those that a search may do again."""
+        return self.all_epochs
 
     @property
     def hessian_mode(self) -> Literal["exact", "finite-difference"]:

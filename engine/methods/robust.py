@@ -6,6 +6,7 @@ With none of them asked for this is DARTS.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from engine.learning.hypergradient import Loss
 from engine.methods.darts import Darts
 from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Batch, Halves
-from engine.methods.darts_learner import run_search
+from engine.methods.darts_learner import Learner, run_search
 from engine.methods.robust_options import RobustOptions
 from engine.runs.streams import stream
 from engine.spaces.darts import with_auxiliary
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
 
 # SmoothDARTS as released: the first perturbation, and the steps of the adversary.
 FIRST_EPSILON, ATTACK_STEPS = 0.03, 7
+# Epochs from the newest back to the one that an adaptive search returns to: half a window and delta of stop_epoch.
+REACH = 7
 # The least weight of an operation that exists, far below what a network notices.
 FLOOR = 1e-12
 
 
 def search(options: RobustOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Search, and return what goes into result.json: the cell, the validation loss and eigenvalue by epoch, the time."""
-    return run_search(RobustDarts(options, Halves(options), RobustBase(options)), run, stop, progress)
+    return run_search(RobustDarts(options, Halves(options)), run, stop, progress)
 
 
 def plan(options: RobustOptions) -> list[tuple[str, str]]:
@@ -91,6 +94,12 @@ class RobustDarts(Darts):
     options: RobustOptions
     base: RobustBase
 
+    def __init__(self, options: RobustOptions, data: Halves, base: Base | None = None) -> None:
+        super().__init__(options, data, base or RobustBase(options))
+        self.past: dict[int, dict[str, Tensor]] = {}
+        self.past_counts: dict[int, int] = {}
+        self.rises = 0
+
     def weight_loss(self, batch: Batch, where: Pass) -> Loss:
         """The loss of a weight step: of the mixture perturbed within epsilon (SmoothDARTS, Eqs. 3 and 4), if asked for."""
         if self.options.perturb == "none":
@@ -124,7 +133,55 @@ class RobustDarts(Darts):
             return line
         self.curve[-1]["eigenvalue"] = line["eigenvalue"] = self.sharpness(epoch)
         self.curve[-1]["cells"] = line["genotype"]
+        if self.options.adaptive_decay is not None:
+            line["weight_decay"] = self.state.sgd.decay
+            self.past[epoch] = {name: tensor.clone() for name, tensor in super().tensors().items()}
+            self.past_counts[epoch] = self.state.adam.count
+            self._forget(lambda known: epoch - REACH < known <= epoch)
         return line
+
+    def after(self, epoch: int) -> Learner:
+        """Go on; or, where the eigenvalue has grown and the weight decay may still rise, go back to the epoch before that with
+        the next (RobustDARTS, section 5.3). Epochs that are done again see the same batches."""
+        found = self.returns_to()
+        if found is None:
+            return super().after(epoch)
+        self.state.restore(self.past[found], self.past_counts[found])
+        self.rises += 1
+        self.redone += epoch - found
+        self.state.sgd.decay = self.options.decays[self.rises]
+        del self.curve[found + 1 :]
+        self._forget(lambda known: known <= found)
+        return self
+
+    def returns_to(self) -> int | None:
+        """The epoch that an adaptive search goes back to now; None where it goes on."""
+        if self.options.adaptive_decay is None or self.rises + 1 == len(self.options.decays):
+            return None
+        return self.sharpened()
+
+    def _forget(self, keep: Callable[[int], bool]) -> None:
+        """Drop the ends of epochs that nothing will go back to."""
+        self.past = {known: tensors for known, tensors in self.past.items() if keep(known)}
+        self.past_counts = {known: count for known, count in self.past_counts.items() if keep(known)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of DARTS, and of the epochs that an adaptive search may go back to."""
+        kept = {f"past.{epoch}.{name}": tensor for epoch, found in self.past.items() for name, tensor in found.items()}
+        return {**super().tensors(), **kept}
+
+    def counts(self) -> dict[str, int]:
+        kept = {f"past.{epoch}": count for epoch, count in self.past_counts.items()}
+        return {**super().counts(), "rises": self.rises, "redone": self.redone, **kept}
+
+    def restore(self, tensors: dict[str, Tensor], counts: dict[str, int]) -> None:
+        super().restore(tensors, counts)
+        self.rises, self.redone = counts["rises"], counts["redone"]
+        self.state.sgd.decay = self.options.decays[self.rises]
+        kept = {name.removeprefix("past."): count for name, count in counts.items() if name.startswith("past.")}
+        self.past_counts = {int(epoch): count for epoch, count in kept.items()}
+        names = super().tensors()
+        self.past = {epoch: {name: tensors[f"past.{epoch}.{name}"] for name in names} for epoch in self.past_counts}
 
     def sharpness(self, epoch: int) -> float:
         """The dominant eigenvalue of d2 L_val / d alpha2 on one validation batch."""
@@ -134,13 +191,20 @@ class RobustDarts(Darts):
         product = hessian_product(lambda a: loss(self.state.w, a), self.state.a)
         return largest_eigenvalue(product, start, self.options.eigenvalue)
 
-    def stop_epoch(self) -> int | None:
-        """The epoch whose cell is returned because the search ended early; None where it did not."""
+    def sharpened(self) -> int | None:
+        """The epoch before the eigenvalue grew; None where it did not, or where that is not asked."""
         if self.options.early_stop is None:
             return None
         return stop_epoch([line["eigenvalue"] for line in self.curve], factor=self.options.early_stop)
 
+    def stop_epoch(self) -> int | None:
+        """The epoch whose cell is returned because the search ended early; None where it did not."""
+        return self.sharpened() if self.options.adaptive_decay is None else None
+
     def stops(self) -> bool:
+        """With an adaptive decay: whether all epochs are done and none is done again."""
+        if self.options.adaptive_decay is not None:
+            return len(self.curve) == self.options.all_epochs and self.returns_to() is None
         return self.stop_epoch() is not None
 
     def genotype(self) -> Genotype:
@@ -157,7 +221,8 @@ class RobustDarts(Darts):
         series = [{"name": "dominant eigenvalue", "x": list(range(1, len(values) + 1)), "y": values}]
         plot = {"title": "Sharpness of the validation loss", "x_label": "epoch", "y_label": "eigenvalue", "kind": "line"}
         plots = [*found.get("plots", []), {**plot, "series": series}]
-        return {**found, "eigenvalues": values, "early_stop_epoch": self.stop_epoch(), "plots": plots}
+        decay = {} if self.options.adaptive_decay is None else {"weight_decay": self.state.sgd.decay, "epochs_again": self.redone}
+        return {**found, "eigenvalues": values, "early_stop_epoch": self.stop_epoch(), **decay, "plots": plots}
 
 
 def simplex(weights: Tensor, alive: Tensor) -> Tensor:

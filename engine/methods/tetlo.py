@@ -24,6 +24,7 @@ from engine.learning.trilevel import TransferLoss, Trilevel, TrilevelGradient, h
 from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Batch, Halves
 from engine.methods.darts_learner import Learner, run_search
+from engine.methods.one_shot import plain_base
 from engine.methods.pcdarts import PartialBase
 from engine.methods.pdarts import ProgressiveBase
 from engine.methods.prdarts import GateBase
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 # What each choice of --base brings. darts1st and darts2nd differ in the hypergradient alone.
 BASES: dict[str, Callable[[TetloOptions], Base]] = {
-    "darts1st": Base,
-    "darts2nd": Base,
+    "darts1st": plain_base,
+    "darts2nd": plain_base,
     "pdarts": ProgressiveBase,
     "pcdarts": PartialBase,
     "prdarts": GateBase,

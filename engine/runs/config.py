@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import ConfigurationError
 from engine.methods.options import INVOCATION, RunOptions, flag, suggestion
 from engine.methods.registry import SEARCH, Command, Method, find_method
+from engine.runs.files import read_regular
 from engine.runs.options_parser import option_text, option_types, parse_options
 
 if TYPE_CHECKING:
@@ -81,10 +82,14 @@ def resolve(method: str | Method, argv: Sequence[str], command: Command = SEARCH
 
 
 def _refuse_code(path: str | Path | None, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """A file may name a space of the user's own only if the command line does too: importing runs code (design rule 8)."""
-    space = stored.get("space")
-    if isinstance(space, str) and ":" in space and given.get("space") != space:
-        raise ConfigurationError(f"{path}: a file may not import code; add --space {space} to the command if it is yours")
+    """A file may name a space or an oracle of the user's own only if the command line does too: importing runs code (design rule
+    8)."""
+    for name in ("space", "oracle"):
+        value = stored.get(name)
+        if isinstance(value, str) and ":" in value and given.get(name) != value:
+            raise ConfigurationError(
+                f"{path}: a file may not import code; add {flag(name)} {value} to the command if it is yours"
+            )
 
 
 def _layer(method: Method, values: Mapping[str, Any]) -> RunOptions:
@@ -151,8 +156,7 @@ def from_toml(method: Method, path: Path) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES)
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot read the configuration ({error.strerror})") from None
     if len(content) > MAX_BYTES:

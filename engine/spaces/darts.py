@@ -43,8 +43,8 @@ def _same_everywhere(*names: str) -> dict[str, list[tuple[str, ...]]]:
     return {kind: [names] * len(DARTS.edges) for kind in DARTS.kinds}
 
 
-# S4 has one more operation, of random numbers that ignore the input: its cells are of a space of their own, because no network
-# can be built of a cell that carries it.
+# S4 has one more operation, of random numbers that ignore the input: its cells are of a space of their own, because a network of
+# one needs numbers that are drawn for each pass (:func:`with_units`).
 _WITH_NOISE = replace(DARTS, name="darts-s4", operations=(*DARTS.operations, NOISE))
 
 # RobustDARTS (ICLR 2020), spaces S1 to S4.
@@ -71,6 +71,24 @@ def supernet_table(space: Space, *, pool_norms: bool = True) -> Space:
     names = {NOISE: UNIT, **(_NORMALISED if pool_norms else {})}
     edges = {place: tuple(names.get(o, o) for o in listed) for place, listed in space.edge_operations.items()}
     return replace(space, operations=tuple(names.get(o, o) for o in space.operations), edge_operations=edges)
+
+
+def has_noise(genotype: Genotype) -> bool:
+    """Whether a cell may carry noise."""
+    return genotype.space == _WITH_NOISE.name
+
+
+def with_units(genotype: Genotype) -> tuple[Genotype, Space]:
+    """The genotype with ones in the place of noise, and its space: what a network is built of whose passes multiply them with
+    noise (:class:`engine.spaces.draws.Draws`)."""
+    cells = [
+        (
+            kind,
+            replace(cell, connections=tuple(c._replace(operation=UNIT) if c.operation == NOISE else c for c in cell.connections)),
+        )
+        for kind, cell in genotype.cells
+    ]
+    return Genotype(genotype.space, tuple(cells)), supernet_table(_WITH_NOISE, pool_norms=False)
 
 
 def with_auxiliary(space: Space) -> Space:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from engine.spaces.draws import DrawnMixture, Draws
 from engine.spaces.genotype import Genotype
 from engine.spaces.mixture import Mixture
 from engine.spaces.norms import norm_factory
+from engine.spaces.one_shot_supernet import OneShotSupernet
 from engine.spaces.partial import PartialCell, PartialLane
 from engine.spaces.relaxations import softmax_mixture
 from engine.spaces.space import Space
@@ -119,11 +120,11 @@ def darts_supernet(space: Space, *, cells: int, channels: int, outputs: int, cha
 class Encoder(nn.Module):
     """A supernet that also returns its features: images and a mixture -> features (B, F) and logits (B, K)."""
 
-    def __init__(self, supernet: Supernet) -> None:
+    def __init__(self, supernet: Supernet | OneShotSupernet) -> None:
         super().__init__()
         self.supernet = supernet
 
-    def forward(self, x: Tensor, mixture: Mixture) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, mixture: Any) -> tuple[Tensor, Tensor]:
         features = self.supernet.embed(x, mixture)
         return features, self.supernet.classifier(features)
 

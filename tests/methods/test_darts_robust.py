@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,62 @@ def test_early_stop_returns_the_cell_before(tmp_path: Path, monkeypatch: pytest.
     assert "Sharpness" in (tmp_path / "report.html").read_text()
 
 
+def test_adaptive_decay_goes_back_and_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice back from the third epoch to the second; the third time the decay may not rise any more."""
+    monkeypatch.setattr(RobustDarts, "sharpness", lambda self, epoch: 2.0**epoch)
+    monkeypatch.setattr("engine.methods.robust.stop_epoch", lambda values, factor: 1 if len(values) == 3 else None)
+    values = {**TINY, "epochs": 5, "alpha_rate": 0.5, "eigenvalue": 2, "early_stop": 1.3, "adaptive_decay": 0.004}
+    words = [word for key, value in values.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    assert main(["robust-darts", *words, "--quiet", "--out", str(tmp_path / "whole")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 2, 2, 3, 4]
+    assert [line["weight_decay"] for line in lines] == pytest.approx([3e-4] * 3 + [9e-4] + [27e-4] * 3)
+    result = json.loads((tmp_path / "whole/result.json").read_text())
+    assert (result["weight_decay"], result["epochs_again"]) == (pytest.approx(27e-4), 2)
+    assert result["genotype"]["cells"] == lines[-1]["genotype"]
+
+    plain, steps = RobustDarts.iterate, [0]
+
+    def iterate(self: RobustDarts, epoch: int, step: int) -> None:
+        plain(self, epoch, step)
+        steps[0] += 1
+        if steps[0] == 7:  # in the middle of the third epoch, which is done for the second time
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RobustDarts, "iterate", iterate)
+        assert run_command(main, ["robust-darts", *words, "--quiet", "--out", str(tmp_path / "cut")]) == 75
+    assert main(["--resume", "--out", str(tmp_path / "cut"), "--quiet"]) == 0
+    for name in ("genotype.json", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+
+
+def test_going_back_restores_the_end_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RobustDarts, "sharpness", lambda self, epoch: 1.0)
+    search = learner(eigenvalue=1, early_stop=1.3, adaptive_decay=0.001, epochs=9)
+    assert isinstance(search, RobustDarts)
+    ends = []
+    for epoch in range(2):
+        search.iterate(epoch, 0)
+        search.end_epoch(epoch)
+        ends.append({name: tensor.clone() for name, tensor in search.state.tensors().items()})
+    monkeypatch.setattr("engine.methods.robust.stop_epoch", lambda values, factor: 0)
+    assert search.after(1) is search
+    assert all(torch.equal(tensor, ends[0][name]) for name, tensor in search.state.tensors().items())
+    assert not torch.equal(ends[0]["weights"], ends[1]["weights"])
+    assert (search.redone, len(search.curve), search.state.adam.count, list(search.past)) == (1, 1, 1, [0])
+    assert search.state.sgd.decay == pytest.approx(9e-4)
+
+
+def test_only_the_ends_of_reachable_epochs_are_kept() -> None:
+    search = learner(eigenvalue=1, early_stop=1.3, adaptive_decay=0.001, epochs=20)
+    assert isinstance(search, RobustDarts)
+    for epoch in range(9):
+        search.sharpness = lambda epoch: 1.0  # type: ignore[method-assign]
+        search.end_epoch(epoch)
+    assert list(search.past) == list(search.past_counts) == [2, 3, 4, 5, 6, 7, 8]
+
+
 def test_sharpness_is_a_number_by_address() -> None:
     one, two = (learner(eigenvalue=3, batch=16, space="darts-s4") for _ in range(2))
     assert isinstance(one, RobustDarts)
@@ -142,6 +200,8 @@ def test_presets_are_valid() -> None:
         (["--drop-path", "1"], "--drop-path must be in [0, 1)"),
         (["--early-stop", "1.3"], "--early-stop needs --eigenvalue"),
         (["--early-stop", "1", "--eigenvalue", "3"], "--early-stop must be above 1"),
+        (["--adaptive-decay", "0.01"], "--adaptive-decay needs --early-stop"),
+        (["--early-stop", "1.3", "--eigenvalue", "3", "--adaptive-decay", "1e-4"], "expected 0 < weight-decay <= it"),
         (["--epsilon", "-1"], "--epsilon must be at least 0"),
         (["--perturb", "greedy"], "--perturb"),
     ],
