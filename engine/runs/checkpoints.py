@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigurationError
-from engine.runs.files import canonical, storage, sync_directory, write_durable
+from engine.runs.files import canonical, read_regular, storage, sync_directory, write_durable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,9 +157,9 @@ def _read(directory: Path) -> Checkpoint:
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        if path.stat().st_size > MAX_MANIFEST:
+        text = read_regular(path, MAX_MANIFEST)
+        if len(text) > MAX_MANIFEST:
             raise Damaged(f"{path.name} is too large")
-        text = path.read_bytes()
         manifest = json.loads(text)
         entries = manifest["files"]
         known = manifest["schema"] == SCHEMA and canonical(manifest) == text and set(manifest) == {"files", "schema"}
@@ -177,7 +177,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
 def _read_checked(path: Path, entry: dict[str, Any]) -> bytes:
     try:
         size = path.stat().st_size
-        data = path.read_bytes() if size == entry["bytes"] else b""
+        data = read_regular(path, size) if size == entry["bytes"] else b""
     except OSError as error:
         raise Damaged(f"{path.name} cannot be read ({error.strerror})") from None
     if size != entry["bytes"]:

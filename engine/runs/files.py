@@ -1,10 +1,12 @@
-"""Writing to a run directory: strict JSON, whole files or none, and errors that say what to do."""
+"""Writing to a run directory: strict JSON, whole files or none, and errors that say what to do. Reading what may be hostile."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,3 +78,16 @@ def replace_file(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file, of a longer one than ``limit`` the first ``limit`` + 1.
+
+    Pipes and devices, which may never end, and folders are an ``OSError``.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read(min(limit, status.st_size) + 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigurationError
+from engine.runs.files import read_regular
 from engine.spaces.genotype import Genotype
 
 MAX_FILE = 2_000_000
@@ -52,11 +53,12 @@ def read_run(directory: Path, *, scores: bool = True) -> RunFiles:
 
 def _read(run: RunFiles, path: Path, parse: Callable[[str], Any], missing: Any, limit: int = MAX_FILE) -> Any:
     try:
-        if not path.exists():
-            return missing
-        if path.stat().st_size > limit:
+        data = read_regular(path, limit)
+        if len(data) > limit:
             raise ValueError(f"larger than {limit} bytes")
-        return parse(path.read_text("utf-8"))
+        return parse(data.decode())
+    except FileNotFoundError:
+        return missing
     except (OSError, ValueError, RecursionError) as error:
         run.problems.append(f"{path.name} was left out: {error}")
         return missing

@@ -165,7 +165,7 @@ class Run:
         for name in LOGS:
             path = self.directory / name
             with storage(path):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK  # no waiting for a pipe's reader
                 self._logs[name] = os.open(path, flags, 0o666)
                 os.ftruncate(self._logs[name], lengths.get(name, 0))
 
