@@ -13,6 +13,7 @@ from bench import rows
 from bench.registry import BENCHMARKS, Settings, find
 from engine.cli import run_command
 from engine.errors import ConfigurationError
+from engine.evaluation.allocator import keep_freed_memory
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,7 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
     benchmarks = [find(name, settings.device) for name in arguments.names]
     if arguments.json is not None:
         _append(arguments.json, "")
-    _one_thread()
+    _as_commands_run()
     for benchmark in benchmarks:
         for row in benchmark.rows(settings):
             print(row.text(), flush=True)
@@ -75,9 +76,13 @@ def _append(path: Path, text: str) -> None:
         raise ConfigurationError(f"--json: {path} cannot be written ({error.strerror}); name another file") from None
 
 
-def _one_thread() -> None:
-    """One thread for every pool of this process and of those that it starts; read when torch and numpy are imported."""
+def _as_commands_run() -> None:
+    """One thread for every pool of this process and of those that it starts, and freed memory kept, for baselines too.
+
+    Pools read their variables when torch and numpy are imported.
+    """
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    keep_freed_memory()
 
 
 def _plot(arguments: argparse.Namespace) -> None:

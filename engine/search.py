@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engine.benchmarks.outcome import benchmark_lines, check_benchmark, open_benchmark, with_benchmark
 from engine.cli import run_command
@@ -21,7 +21,7 @@ from engine.evaluation.options import PRESETS
 from engine.evaluation.registry import TRAIN
 from engine.methods.options import CellOptions, RunOptions, suggestion
 from engine.methods.registry import SEARCH, Command, Method
-from engine.runs.config import CONFIG_NAME, choose, command_line, free_directory, resolve, restarted, to_toml
+from engine.runs.config import CONFIG_NAME, choose, free_directory, resolve, restarted, to_toml
 from engine.runs.distribution import Ranks, joined, world_size
 from engine.spaces.space import get_space
 
@@ -126,7 +126,9 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
     table = open_benchmark(options)
     import torch
 
+    from engine.evaluation.allocator import keep_freed_memory
     from engine.runs.environment import environment
+    from engine.runs.leaving import leave
     from engine.runs.memory import out_of_memory
     from engine.runs.profiling import profiled, span
     from engine.runs.progress import Progress
@@ -134,6 +136,8 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
     from engine.runs.signals import graceful
 
     torch.set_num_threads(options.threads)
+    if options.device == "cpu":
+        keep_freed_memory()
     out = Path(options.out) if options.out else free_directory(method, options)
     existed = out.exists()
     run: Run
@@ -161,7 +165,7 @@ def _run(method: Method, options: RunOptions, ranks: Ranks) -> int:
             raise ConfigurationError(f"memory does not hold one step of {method.name}; {remedy}") from None
         if ranks.lead:
             result = with_benchmark(result, table)
-            _leave(run, method, options, result)
+            leave(run, method, options, result)
             print(*benchmark_lines(result), f"{method.name} on {options.data}: see {out / 'report.html'}", sep="\n")
     return _train_found(replace(options, out=str(out))) if ranks.lead else 0
 
@@ -198,26 +202,6 @@ def _discard_unused(run: Run, *, keep_directory: bool) -> None:
     with suppress(OSError):  # somebody else's files keep the directory
         if not keep_directory:
             run.directory.rmdir()
-
-
-def _leave(run: Run, method: Method, options: RunOptions, result: dict[str, Any]) -> None:
-    """Write what a finished run consists of; result.json comes last but for the report, because it marks the end.
-
-    A method that learns weights and no architecture returns no genotype.
-    """
-    from engine.runs.drawing import draw_cell
-    from engine.runs.report import write_report
-
-    command = command_line(method, run.directory / CONFIG_NAME)
-    head = {"schema": 1, "method": method.name, "data": options.data, "seed": options.seed, "command": command}
-    genotype = result.get("genotype")
-    if genotype is not None:
-        run.write_text("genotype.json", genotype.to_json())
-        for kind, _ in genotype.cells:
-            run.write_text(f"cell_{kind}.svg", draw_cell(genotype, kind))
-        result = {**result, "genotype": genotype.to_dict()}
-    run.write_json("result.json", {**head, **result})
-    write_report(run.directory)
 
 
 if __name__ == "__main__":

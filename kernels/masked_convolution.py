@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from engine.kernels.masked import keep, masked
 from engine.kernels.transforms import plain_gradients
@@ -85,7 +86,7 @@ def by_task(x: Tensor, w: Tensor, geometry: Geometry, bias: Tensor | None = None
     """A library call a task: x (T, N, C, H, W), w (T, O, C / groups, kh, kw), bias (O,) or (T, O)."""
     biases = [None] * len(w) if bias is None else bias.expand(w.shape[:2]).unbind()
     every = zip(x.unbind(), w.unbind(), biases, strict=True)
-    return torch.stack([F.conv2d(*task, *geometry) for task in every])
+    return torch.stack([F.conv2d(image, kernel, own, *geometry) for image, kernel, own in every])
 
 
 @torch.library.custom_op("engine::masked_convolution", mutates_args=(), device_types="cpu")
@@ -126,9 +127,7 @@ def _input_gradient(
     stride, padding, dilation, groups = Geometry.of(geometry)
     w = keep(weight, scores, threshold)
     shape = (cotangent.shape[1], weight.shape[2] * groups, *size)
-    every = [
-        torch.nn.grad.conv2d_input(shape, k, g, stride, padding, dilation, groups) for k, g in zip(w, cotangent, strict=True)
-    ]
+    every = [conv2d_input(shape, k, g, stride, padding, dilation, groups) for k, g in zip(w, cotangent, strict=True)]
     return _innermost(torch.stack(every))
 
 
@@ -171,7 +170,7 @@ def _products(cotangent: Tensor, x: Tensor, kernel: Sequence[int], geometry: Seq
     stride, padding, dilation, groups = Geometry.of(geometry)
     shape = (cotangent.shape[2], x.shape[2] // groups, *kernel)
     every = zip(cotangent, x, strict=True)
-    found = [torch.nn.grad.conv2d_weight(image, shape, g, stride, padding, dilation, groups) for g, image in every]
+    found = [conv2d_weight(image, shape, g, stride, padding, dilation, groups) for g, image in every]
     return torch.stack(found).to(_wide(x)).contiguous()
 
 

@@ -17,7 +17,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from engine.learning.hypergradient import WIDTH, Hessian, Step, derivatives
+from engine.learning.hypergradient import WIDTH, Hessian, Hypergradient, Loss, Step, both_gradients, derivatives
 from engine.spaces.differentiable import weights_held
 
 
@@ -96,3 +96,17 @@ class VirtualSteps:
         with torch.enable_grad():
             value = self.loss(w, *leaves)
         return derivatives(value, (w if for_weights else w.new_empty(0), *leaves))
+
+
+def unrolled_order(
+    training: Loss, validation: Loss, w: Tensor, a: Tensor, step: Step, steps: int, *, hessian: Hessian = "exact"
+) -> Hypergradient:
+    """d validation(w'(a), a) / da with w' so many steps of the training loss: DARTS's second order where it is one.
+
+    The training loss it returns is the first step's. See :func:`engine.learning.hypergradient.second_order`, whose cost this has
+    for one step.
+    """
+    moved = VirtualSteps(training, w, (a,), step, steps, hessian=hessian, keep=True)
+    value, v, direct = both_gradients(validation, moved.end, a)
+    (product,) = moved.pull_back(v)
+    return Hypergradient(direct.sub(product, alpha=step.rate), value, moved.value)

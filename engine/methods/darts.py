@@ -7,11 +7,11 @@ of finite differences instead. Architecture passes form no weight gradients and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from engine.learning.bilevel import Bilevel, FlatNetwork, Sgd
 from engine.learning.hypergradient import Hypergradient, Loss, Step, first_order, second_order, weight_gradient
@@ -82,16 +82,18 @@ class Darts(Learner):
     def hypergradient(self, batch: Batch, epoch: int, step: int, rate: float) -> Hypergradient:
         """DARTS, Eq. 7, or its first term alone."""
         options, state = self.options, self.state
-        validation = self.loss(self.data.validating(epoch, step), Pass("architecture", epoch, step, "validation"))
+        seen = self.data.validating(epoch, step)
+        validation = self.loss(seen, Pass("architecture", epoch, step, "validation"), self.criterion.validation)
         if not options.second_order:
             return first_order(validation, state.w, state.a)
         training = self.loss(batch, Pass("architecture", epoch, step, "training"))
         virtual = Step(rate, state.sgd.decay, state.sgd.inertia)
         return second_order(training, validation, state.w, state.a, virtual, hessian=options.hessian_mode)
 
-    def loss(self, batch: Batch, where: Pass) -> Loss:
-        """Mean cross-entropy of a batch as a function of weights and architecture."""
-        return lambda w, a: F.cross_entropy(self.network(w, batch.images, self.base.mixture(a, where)), batch.labels)
+    def loss(self, batch: Batch, where: Pass, criterion: Callable[[Tensor, Tensor], Tensor] | None = None) -> Loss:
+        """The loss of a batch as a function of weights and architecture: that of training, unless another is given."""
+        measure = criterion or self.criterion.training
+        return lambda w, a: measure(self.network(w, batch.images, self.base.mixture(a, where)), batch.labels)
 
     def weight_loss(self, batch: Batch, where: Pass) -> Loss:
         """What a step of the weights lowers."""

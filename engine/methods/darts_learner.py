@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.learning.bilevel import warmed_cosine
+from engine.learning.losses import Criterion, class_balanced_weights
 from engine.methods.darts_base import Base, Pass
 from engine.methods.darts_data import Halves
 from engine.methods.darts_options import FamilyOptions
@@ -29,6 +30,7 @@ class Learner(ABC):
 
     def __init__(self, options: FamilyOptions, data: Halves, base: Base) -> None:
         self.options, self.data, self.base = options, data, base
+        self.criterion = criterion(options, data)
         # On the device, so that a step waits for nothing.
         names = ("training_loss", "search_loss", "searched")
         self.sums = {name: torch.zeros((), dtype=torch.float64, device=options.device) for name in names}
@@ -99,15 +101,13 @@ class Learner(ABC):
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """The line of an epoch, which also goes on the curve."""
-        loss, accuracy = self.validate(epoch)
         genotype = self.genotype()
         training, search, searched = (float(total) for total in self.sums.values())
         found = {
             "epoch": epoch,
             "training_loss": training / self.data.steps,
             "search_loss": search / searched if searched else None,
-            "validation_loss": loss,
-            "validation_accuracy": accuracy,
+            **self.validate(epoch),
             **self.base.noted(genotype),
         }
         self.curve.append(found)
@@ -115,8 +115,8 @@ class Learner(ABC):
             total.zero_()
         return {"event": "epoch", **found, "genotype": genotype.to_dict()["cells"]}
 
-    def validate(self, epoch: int) -> tuple[float, float]:
-        """Loss and accuracy of the supernet on the validation half, unaugmented."""
+    def validate(self, epoch: int) -> dict[str, float]:
+        """``validation_loss`` and ``validation_accuracy`` of the supernet on the validation half, unaugmented and unweighted."""
         losses, right, seen = 0.0, 0, 0
         with torch.no_grad():
             for step, batch in enumerate(self.data.plain_validation()):
@@ -124,7 +124,16 @@ class Learner(ABC):
                 losses += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
                 right += int((logits.argmax(1) == batch.labels).sum())
                 seen += len(batch.labels)
-        return losses / seen, right / seen
+        return {"validation_loss": losses / seen, "validation_accuracy": right / seen}
+
+
+def criterion(options: FamilyOptions, data: Halves) -> Criterion:
+    """What the options make models and architectures lower; the classes' weights are those of the validation half."""
+    weights = None
+    if options.class_balance:
+        counts = torch.bincount(data.labels[data.validation.to(data.labels.device)], minlength=data.classes)
+        weights = class_balanced_weights(counts, options.class_balance).to(options.device)
+    return Criterion(robust=options.loss == "robust-log", weights=weights)
 
 
 def run_search(learner: Learner, run: Run, stop: Any, progress: Any) -> dict[str, Any]:

@@ -65,6 +65,14 @@ class FamilyOptions(SearchOptions):
     """Images of each half that are set aside for engine train supervised --test-on reserve; 2500 is published for tuning."""
     augment: bool | None = None
     """Crop and mirror training images; none means yes, except for digits and omniglot, whose classes a mirror image changes."""
+    label_noise: float = 0.0
+    """Chance that a label of the validation half is changed to another class; 0.6 in TETLO's Table 6."""
+    imbalance: float = 1.0
+    """How many times more images the first class of the validation half has than the last, on an exponential profile."""
+    loss: Literal["cross-entropy", "robust-log"] = "cross-entropy"
+    """What training and validation lower; the robust log loss holds against wrong labels."""
+    class_balance: float = 0.0
+    """Beta of the class-balanced weights of the validation loss, in [0, 1); 0.9999 is published, 0 weighs all classes alike."""
     batch: int = 64
     """Images of a step; an epoch leaves out what does not fill one."""
     epochs: int = 50
@@ -110,6 +118,11 @@ class FamilyOptions(SearchOptions):
             raise ConfigurationError(f"--channels: the strided skip connection halves them, so {self.channels} must be even")
         if not self.momentum < 1:
             raise ConfigurationError(f"--momentum must be below 1, got {self.momentum}")
+        for name in ("label_noise", "class_balance"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigurationError(f"{flag(name)} must be in [0, 1), got {getattr(self, name)}")
+        if not 1 <= self.imbalance < float("inf"):
+            raise ConfigurationError(f"--imbalance must be at least 1 and finite, got {self.imbalance}")
         for name in ("clip", "alpha_clip"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{flag(name)} must be above 0, got {getattr(self, name)}")

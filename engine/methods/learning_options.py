@@ -9,10 +9,8 @@ from typing import Any, ClassVar, Literal
 from engine.data.names import check_name
 from engine.errors import ConfigurationError
 from engine.methods.learning_presets import LEARNING_PRESETS
-from engine.methods.options import INVOCATION, RunOptions, flag
-from engine.runs.options_parser import option_types
-
-_NEVER_VARIED = INVOCATION | {"compare", "vary", "seeds", "seed", "preset", "device", "threads", "data_root"}
+from engine.methods.options import RunOptions, flag
+from engine.methods.study_options import variation
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,7 @@ class OuterOptions(RunOptions):
     @property
     def varied(self) -> tuple[str, list[Any]]:
         """Name and values of ``vary``; ("", []) where it is empty, :class:`ConfigurationError` where it is none."""
-        if not self.vary:
-            return "", []
-        name, equals, text = self.vary.partition("=")
-        name, kinds = name.strip().replace("-", "_"), option_types(type(self))
-        if not equals or name not in kinds or name in _NEVER_VARIED:
-            raise ConfigurationError(f"--vary: {self.vary!r} is not an option and its values, such as inner_rate=0.1,0.4")
-        try:
-            return name, [kinds[name].from_text(value.strip()) for value in text.split(",")]
-        except ValueError as error:
-            raise ConfigurationError(f"--vary: {text!r}: {error}") from None
+        return variation(self.vary, type(self))
 
     def steps(self, *, training: bool) -> int:
         """Inner steps of training tasks or of others."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import Any, cast
 
 from engine.errors import ConfigurationError
@@ -18,6 +17,7 @@ from engine.methods.learning_options import (
 )
 from engine.methods.options import INVOCATION, suggestion
 from engine.methods.sinusoid_options import LearnerName, SinusoidOptions
+from engine.methods.study_options import Job
 
 METHODS: Mapping[str, type[OuterOptions]] = {
     "maml": MAMLOptions,
@@ -41,23 +41,6 @@ VARIANTS: Mapping[str, Callable[[MetaTicketOptions], dict[str, Any]]] = {
     "untrained": lambda options: {"sparsity": 0.5, "iterations": 0, "cpu_seconds": None},
 }
 _OF_THE_STUDY = INVOCATION | {"compare", "vary", "seeds", "seed", "preset"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a comparison: what the method is called there, the value of the varied option (None without one), the method and
-    its options."""
-
-    label: str
-    value: Any
-    method: str
-    options: OuterOptions
-
-    @property
-    def folder(self) -> str:
-        """Where the run lies below the comparison's."""
-        value = "" if self.value is None else f"-{self.value}"
-        return re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{self.label}{value}-{self.options.seed}")
 
 
 def jobs(options: OuterOptions) -> list[Job]:

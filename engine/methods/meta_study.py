@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.methods.learning_options import OuterOptions
-from engine.methods.meta_jobs import Job, jobs
+from engine.methods.meta_jobs import jobs
 from engine.methods.meta_study_result import Finished, summary
-from engine.methods.registry import find_method
-from engine.runs.config import CONFIG_NAME, from_toml, to_toml
-from engine.runs.distribution import Ranks
-from engine.runs.environment import environment
-from engine.runs.report import write_report
-from engine.runs.run import FollowingRun, Run
+from engine.methods.study_runs import as_text, finish_jobs
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from engine.runs.run import Run
 
 
 def study(options: OuterOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
@@ -26,66 +19,10 @@ def study(options: OuterOptions, run: Run, stop: Any, progress: Any) -> dict[str
     A stop is obeyed inside a run, which then goes on where it was. Ranks share the tasks of each run.
     """
     planned = jobs(options)
-    run.load()
-    for number, job in enumerate(planned, start=1):
-        finish_job(run, job, stop, partial(_titled, progress, f"{job.folder} ({number} of {len(planned)})"))
-        stop.check()
+    finish_jobs(run, planned, stop, progress)
     if not run.ranks.lead:
         return {}
     result = summary(options, [Finished.read(job, run.directory / job.folder) for job in planned])
     if not options.quiet:
         print(*map(as_text, result["tables"][:2]), sep="\n")
     return result
-
-
-def as_text(table: dict[str, Any]) -> str:
-    """A table of the result with aligned columns."""
-    rows = [table["columns"], *([("–" if value is None else str(value)) for value in row] for row in table["rows"])]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([table["title"], *lines, ""])
-
-
-def finish_job(run: Run, job: Job, stop: Any, progress: Any) -> None:
-    """One run of the comparison, as far as it is not done yet."""
-    directory, ranks = run.directory / job.folder, _ranks_below(run.ranks, job.folder)
-    if ranks.share("finished", ranks.lead and (directory / "result.json").is_file()):
-        return
-    job = replace(job, options=replace(job.options, **ranks.share("decided", _decided(job, directory) if ranks.lead else {})))
-    with _opened(directory, job, ranks) as own:
-        own.nonfinite = job.options.nonfinite
-        result = find_method(job.method).load_search()(job.options, own, stop, progress)
-        head = {"schema": 1, "method": job.method, "data": job.options.data, "seed": job.options.seed}
-        own.write_json("result.json", {**head, **result})
-    if ranks.lead:
-        write_report(directory)
-
-
-def _opened(directory: Path, job: Job, ranks: Ranks) -> Run:
-    if not ranks.lead:
-        return FollowingRun(directory, ranks)
-    if (directory / CONFIG_NAME).is_file():
-        return Run.resume(directory, ranks=ranks)
-    return Run.create(directory, to_toml(job.method, job.options), environment(), ranks=ranks)
-
-
-def _decided(job: Job, directory: Path) -> dict[str, Any]:
-    """What a run that was begun has written down of what memory, time or the number of ranks decide."""
-    path = directory / CONFIG_NAME
-    if not path.is_file():
-        return {}
-    written = from_toml(find_method(job.method), path)
-    return {name: written.get(name) for name in ("task_chunk", "cpu_seconds")} | {"iterations": written["iterations"]}
-
-
-def _ranks_below(ranks: Ranks, folder: str) -> Ranks:
-    """The same ranks with labels of their own for one run."""
-    if ranks.store is None:
-        return ranks
-    from torch.distributed import PrefixStore
-
-    return replace(ranks, store=PrefixStore(folder, ranks.store))
-
-
-def _titled(progress: Any, name: str, total: int, title: str, **given: Any) -> Any:
-    return progress(total, f"{name}: {title}", **given)

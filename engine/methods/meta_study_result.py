@@ -13,7 +13,7 @@ from typing import Any
 from engine.evaluation.comparison import paired_difference
 from engine.learning.evaluation import half_width
 from engine.methods.learning_options import OuterOptions
-from engine.methods.meta_jobs import Job
+from engine.methods.study_options import Job
 from engine.runs.records import read_run
 
 Key = tuple[str, Any]

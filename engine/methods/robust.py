@@ -107,7 +107,7 @@ class RobustDarts(Darts):
         mixture = self.base.relaxation(self.state.a)
         moved = self.perturbed(mixture, batch, where)
         completed = self.base.completed(Mixture(moved, mixture.alive), where)
-        return lambda w, a: F.cross_entropy(self.network(w, batch.images, completed), batch.labels)
+        return lambda w, a: self.criterion.training(self.network(w, batch.images, completed), batch.labels)
 
     def perturbed(self, mixture: Mixture, batch: Batch, where: Pass) -> Tensor:
         """Weights (T, E, O) near those of the mixture: at random, or where the loss of the batch is high."""
@@ -121,7 +121,7 @@ class RobustDarts(Darts):
             moved.requires_grad_()
             with torch.enable_grad():
                 completed = self.base.completed(Mixture(moved, mixture.alive), where)
-                loss = F.cross_entropy(self.network(self.state.w, batch.images, completed), batch.labels)
+                loss = self.criterion.training(self.network(self.state.w, batch.images, completed), batch.labels)
             (gradient,) = torch.autograd.grad(loss, moved)
             moved = moved.detach() + 2 * epsilon / ATTACK_STEPS * gradient.sign()
             moved = simplex(start + (moved - start).clamp(-epsilon, epsilon), alive)
@@ -186,7 +186,7 @@ class RobustDarts(Darts):
     def sharpness(self, epoch: int) -> float:
         """The dominant eigenvalue of d2 L_val / d alpha2 on one validation batch."""
         where = Pass("validation", epoch, 0, "eigenvalue")
-        loss = self.loss(self.data.validating(epoch, 0, "eigenvalue"), where)
+        loss = self.loss(self.data.validating(epoch, 0, "eigenvalue"), where, self.criterion.validation)
         start = torch.randn(self.state.a.shape, generator=stream(self.options.seed, "lanczos", epoch)).to(self.state.a)
         product = hessian_product(lambda a: loss(self.state.w, a), self.state.a)
         return largest_eigenvalue(product, start, self.options.eigenvalue)

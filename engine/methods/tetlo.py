@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from engine.learning.bilevel import Sgd
 from engine.learning.hypergradient import Loss, Step, weight_gradient
+from engine.learning.ordering import misordered, ordered_quadruples
 from engine.learning.transfers import TRANSFERS
 from engine.learning.trilevel import TransferLoss, Trilevel, TrilevelGradient, hypergradient
 from engine.methods.darts_base import Base, Pass
@@ -28,8 +29,12 @@ from engine.methods.one_shot import plain_base
 from engine.methods.pcdarts import PartialBase
 from engine.methods.pdarts import ProgressiveBase
 from engine.methods.prdarts import GateBase
-from engine.methods.tetlo_models import Model, build_models
+from engine.methods.tetlo_alone import Fitted, NoAuxiliary, Transferred
+from engine.methods.tetlo_baselines import Together
+from engine.methods.tetlo_models import Model, build_models, class_loss
 from engine.methods.tetlo_options import TetloOptions
+from engine.methods.tetlo_report import agreement, joined, picture, with_neighbours
+from engine.methods.tetlo_study import jobs, study
 from engine.runs.profiling import span
 from engine.runs.streams import stream
 
@@ -47,20 +52,32 @@ BASES: dict[str, Callable[[TetloOptions], Base]] = {
 
 
 def search(options: TetloOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
-    """Search, and return what goes into result.json: the cell, the main model's validation loss by epoch, the time."""
-    return run_search(Tetlo(options, Halves(options)), run, stop, progress)
+    """Search, and return what goes into result.json: the cell, the main model's validation loss by epoch, the time.
+
+    Where the options vary something or ask for several seeds, the result is a table of searches and has no cell.
+    """
+    if options.is_study:
+        return study(options, run, stop, progress)
+    data = Halves(options)
+    learner = LEARNERS[options.objective](options, data, BASES[options.base](options))
+    result = run_search(learner, run, stop, progress)
+    if options.neighbours:
+        run.write_text("neighbours.svg", picture(data.data, result["neighbours"]["images"]))
+    return result
 
 
 def plan(options: TetloOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``."""
     cells = options.stage_cells if options.base == "pdarts" else (options.cells,)
+    passes = "about 9 forward and backward passes" if options.trilevel else "that of DARTS"
     depths = ", then ".join(str(count - 1) for count in cells)
     return [
+        ("searches", ", ".join(job.folder for job in jobs(options)) if options.is_study else "1"),
         ("base", options.base),
         ("epochs", str(options.all_epochs)),
-        ("architecture step", f"about 9 forward and backward passes, every {options.interval} weight steps"),
+        ("architecture step", f"{passes}, every {options.interval} weight steps"),
         ("encoders", f"{depths} cells, {options.channels} channels, space {options.space}"),
-        ("auxiliary model", f"{options.auxiliary}, learns by {options.transfer}"),
+        ("objective", f"{options.objective}, auxiliary model {options.auxiliary}, transfer {options.transfer}"),
     ]
 
 
@@ -122,7 +139,8 @@ class Tetlo(Learner):
         main, auxiliary = self.main, self.auxiliary
         where = [Pass("weights", epoch, step, reader) for reader in ("main", "auxiliary")]
         with span("weight step"):
-            loss, gradient = weight_gradient(self.loss(main, batches[0], where[0]), main.w, self.a)
+            of_main = class_loss(main.model, batches[0], where[0], self.criterion.training)
+            loss, gradient = weight_gradient(of_main, main.w, self.a)
             main.sgd.step(main.w, gradient, rate)
             self._share(main, auxiliary)
             with torch.no_grad():
@@ -140,21 +158,22 @@ class Tetlo(Learner):
         def where(batch: str) -> Pass:
             return Pass("architecture", epoch, step, batch)
 
+        def validation(student: Student, reader: str) -> Loss:
+            batch = self.data.validating(epoch, step, reader)
+            return class_loss(student.model, batch, where(f"{reader} validation"), self.criterion.validation)
+
         levels = Trilevel(
-            self.loss(main, training[0], where("main")),
+            class_loss(main.model, training[0], where("main"), self.criterion.training),
             self.features(training[1], where("auxiliary")),
             self.transferred(training[1], places, where("auxiliary")),
-            self.loss(main, self.data.validating(epoch, step, "main"), where("main validation")),
-            self.loss(auxiliary, self.data.validating(epoch, step, "auxiliary"), where("auxiliary validation")),
+            validation(main, "main"),
+            validation(auxiliary, "auxiliary"),
             options.gamma,
             through_step=options.base != "darts1st",
+            main_counts=options.objective == "tetlo",
         )
         students = (student.state(self.a, rate) for student in (main, auxiliary))
         return hypergradient(levels, *students, hessian=options.hessian_mode, steps=options.unroll)
-
-    def loss(self, student: Student, batch: Batch, where: Pass) -> Loss:
-        """Mean cross-entropy of a model."""
-        return lambda w, a: F.cross_entropy(student.model(w, a, batch.images, where).logits, batch.labels)
 
     def features(self, batch: Batch, where: Pass) -> Loss:
         """What the transfer reads of the main model, (B, F)."""
@@ -168,12 +187,40 @@ class Tetlo(Learner):
             seen = self.auxiliary.model(w, a, batch.images, where)
             own = getattr(seen, self.knowledge.reads)
             disagreement = self.knowledge(features, own, places, mean=options.similarity == "mean")
-            return F.cross_entropy(seen.logits, batch.labels) + options.lam * disagreement
+            return self.criterion.training(seen.logits, batch.labels) + options.lam * disagreement
 
         return loss
 
     def logits(self, images: Tensor, where: Pass) -> Tensor:
         return self.main.model(self.main.w, self.a, images, where).logits
+
+    def embed(self, images: Tensor, where: Pass) -> Tensor:
+        """The main model's features, (B, F)."""
+        return self.main.model(self.main.w, self.a, images, where).features
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Also ``auxiliary_accuracy``, and ``similarity_error``, the share of quadruples ordered by their labels that the main
+        model orders otherwise; the quadruples are the same in every epoch."""
+        losses, right, taught, wrong, ordered, seen = 0.0, 0, 0, 0, 0, 0
+        count = min(self.options.pairs, self.options.batch * (self.options.batch - 1) // 2)
+        with torch.no_grad():
+            for step, batch in enumerate(self.data.plain_validation()):
+                where = Pass("validation", epoch, step)
+                main, other = (s.model(s.w, self.a, batch.images, where) for s in (self.main, self.auxiliary))
+                quadruples = ordered_quadruples(batch.labels, count, stream(self.options.seed, "validation-pairs", step))
+                losses += float(F.cross_entropy(main.logits, batch.labels, reduction="sum"))
+                right += int((main.logits.argmax(1) == batch.labels).sum())
+                taught += int((other.logits.argmax(1) == batch.labels).sum())
+                wrong += int(misordered(main.features, quadruples))
+                ordered += int(quadruples.there.sum())
+                seen += len(batch.labels)
+        found = {"validation_loss": losses / seen, "validation_accuracy": right / seen}
+        return {**found, "auxiliary_accuracy": taught / seen, "similarity_error": wrong / max(1, ordered)}
+
+    def result(self) -> dict[str, Any]:
+        """The base's, Figure 6's correlation, and the nearest neighbours that were asked for."""
+        found = joined(super().result(), agreement(self.curve))
+        return with_neighbours(found, self.embed, self.data, self.base, self.options.neighbours)
 
     @property
     def alphas(self) -> Tensor:
@@ -197,3 +244,15 @@ class Tetlo(Learner):
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.adam.count = counts["adam"]
+
+
+LEARNERS: dict[str, Callable[[TetloOptions, Halves, Base], Learner]] = {
+    "tetlo": Tetlo,
+    "auxiliary-only": Tetlo,
+    "mtl": Together,
+    "es": Together,
+    "att": Transferred,
+    "noaux": NoAuxiliary,
+    "fit-auxiliary": Fitted,
+    "fit-main": Fitted,
+}

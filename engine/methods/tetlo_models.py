@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from engine.errors import ConfigurationError
 from engine.learning.bilevel import FlatNetwork
+from engine.learning.hypergradient import Loss
 from engine.methods.darts_base import Base, Pass
-from engine.methods.darts_data import Halves
+from engine.methods.darts_data import Batch, Halves
 from engine.methods.tetlo_options import TetloOptions
 from engine.runs.streams import stream
 from engine.spaces.resnets import fixed_encoder
@@ -59,15 +61,16 @@ def build_models(options: TetloOptions, data: Halves, base: Base) -> Models:
     """The main model, and the auxiliary one that the options ask for, with weights drawn by address.
 
     The main model is the encoder whatever the auxiliary one: the supernet without its last cell. A tied auxiliary model has its
-    last cell and its head for itself, an untied one shares nothing. Features of two widths that a transfer would subtract are a
-    :class:`ConfigurationError`.
+    last cell and its head for itself (``es`` and ``att``: its head alone), an untied one shares nothing. Features of two widths
+    that a transfer would subtract are a :class:`ConfigurationError`.
     """
     channels_in, _, size = data.data.images.shape[1:]
     encoder = base.encoder(outputs=data.classes, channels_in=channels_in)
     seeds = stream(options.seed, "weights", *base.address), stream(options.seed, "weights", "main", *base.address)
     if options.auxiliary == "tied":
         auxiliary = _searched(encoder, base, seeds[0], options)
-        own = tuple(f"supernet.{part}." for part in (f"cells.{base.cells - 2}", "tail_norm", "classifier"))
+        apart = (f"cells.{base.cells - 2}", "projection", "tail_norm", "classifier")
+        own = tuple(f"supernet.{part}." for part in (apart[-1:] if options.objective in ("es", "att") else apart))
         shared = sum(p.numel() for name, p in encoder.named_parameters() if not name.startswith(own))
     else:
         network = fixed_encoder(
@@ -88,6 +91,11 @@ def build_models(options: TetloOptions, data: Halves, base: Base) -> Models:
             f"{auxiliary.width}; choose another transfer, or --auxiliary-width and --channels that agree"
         )
     return Models(main, auxiliary, shared)
+
+
+def class_loss(model: Model, batch: Batch, where: Pass, measure: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    """What ``measure`` makes of a model's logits and the labels, as a function of its own weights and the architecture."""
+    return lambda w, a: measure(model(w, a, batch.images, where).logits, batch.labels)
 
 
 def _searched(encoder: nn.Module, base: Base, generator: torch.Generator, options: TetloOptions) -> Model:

@@ -27,6 +27,7 @@ ELSEWHERE = (
     "plots",
     "pictures",
     "surfaces",
+    "neighbours",
     "variants",
     "validations",
     "tables",

@@ -23,6 +23,7 @@ from engine.kernels.transforms import is_transformed, plain_gradients
 
 EPS = 1e-5
 Pair = tuple[int, int]
+ONE, ZERO = (1, 1), (0, 0)
 
 _weights_are_held: ContextVar[bool] = ContextVar("weights are held", default=False)
 
@@ -49,6 +50,10 @@ class Geometry(NamedTuple):
     dilation: Pair
     groups: int
 
+    def is_pointwise(self, k: Tensor) -> bool:
+        """Whether every position is mapped by itself, so that the input gradient is the transposed map."""
+        return k.shape[2:] == (1, 1) and self == POINTWISE
+
     def forward(self, x: Tensor, k: Tensor) -> Tensor:
         """x * k."""
         if _is_depthwise(k, self.groups):
@@ -59,6 +64,8 @@ class Geometry(NamedTuple):
         """d <g, x * k> / dx for inputs of ``size`` (H, W)."""
         if _is_depthwise(k, self.groups):
             return depthwise.input_gradient(g, k, size, *self[:3])
+        if self.is_pointwise(k):
+            return F.conv2d(g, k.transpose(0, 1))
         # Only its shape and memory format are read; the gradient takes the cotangent's.
         shape = g.shape[0], k.shape[1] * self.groups, *size
         x = g if g.shape == shape else torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=_memory_format(g))
@@ -75,6 +82,9 @@ class Geometry(NamedTuple):
         return torch.ops.aten.convolution_backward(g, x, k, None, stride, padding, dilation, False, (0, 0), groups, wanted)
 
 
+POINTWISE = Geometry(ONE, ZERO, ONE, 1)
+
+
 def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
 
@@ -86,8 +96,9 @@ def _is_depthwise(k: Tensor, groups: int) -> bool:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: Tensor, geometry: Geometry) -> Tensor:
-        ctx.geometry = geometry
-        ctx.save_for_backward(x, k)
+        ctx.geometry, ctx.size = geometry, x.shape[2:]
+        # Only the weight's gradient reads x, which is otherwise free for the next operation to be written into.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, k)
         return geometry.forward(x, k)
 
     @staticmethod
@@ -96,9 +107,9 @@ class _Convolution(torch.autograd.Function):
         needs_x, needs_k, _ = ctx.needs_input_grad
         needs_k = needs_k and not _weights_are_held.get()
         if not torch.is_grad_enabled():
-            dx = ctx.geometry.input_gradient(g, k, x.shape[2:]) if needs_x else None
+            dx = ctx.geometry.input_gradient(g, k, ctx.size) if needs_x else None
             return dx, ctx.geometry.weight_gradient(x, g, k) if needs_k else None, None
-        dx = _InputGradient.apply(g, k, x.shape[2:], ctx.geometry) if needs_x else None
+        dx = _InputGradient.apply(g, k, ctx.size, ctx.geometry) if needs_x else None
         dk = _WeightGradient.apply(x, g, k.detach(), ctx.geometry) if needs_k else None
         return dx, dk, None
 
@@ -107,7 +118,7 @@ class _InputGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g: Tensor, k: Tensor, size: Sequence[int], geometry: Geometry) -> Tensor:
         ctx.geometry = geometry
-        ctx.save_for_backward(g, k)
+        ctx.save_for_backward(g if ctx.needs_input_grad[1] else None, k)
         return geometry.input_gradient(g, k, size)
 
     @staticmethod
@@ -133,6 +144,36 @@ class _WeightGradient(torch.autograd.Function):
         dx = _InputGradient.apply(g, k, x.shape[2:], ctx.geometry) if needs_x else None
         dg = _Convolution.apply(x, k, ctx.geometry) if needs_g else None
         return dx, dg, None, None
+
+
+class _Halves(torch.autograd.Function):
+    """See :func:`halves`; linear, so its derivatives are itself and its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        return _every_second(x, 0), _every_second(x, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return _Joined.apply(*cotangents)
+
+
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
+        batch, channels, height, width = first.shape
+        shape, form = (batch, channels, 2 * height, 2 * width), _memory_format(first)
+        whole = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=form).zero_()
+        whole[:, :, ::2, ::2], whole[:, :, 1::2, 1::2] = first, second
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return _Halves.apply(cotangents[0])
+
+
+def _every_second(x: Tensor, start: int) -> Tensor:
+    return x[:, :, start::2, start::2].contiguous(memory_format=_memory_format(x))
 
 
 class _Normalisation(torch.autograd.Function):
@@ -201,6 +242,13 @@ def batch_norm(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or is_transformed():
         return torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)[0]
     return _Normalisation.apply(x)
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every second row and column of (N, C, H, W) with even sides, from the first on and from the second on."""
+    if x.device.type != "cpu" or is_transformed():
+        return x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
+    return _Halves.apply(x)
 
 
 def convolution(x: Tensor, k: Tensor, geometry: Geometry) -> Tensor:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from engine.errors import ConfigurationError
+from engine.spaces.differentiable import POINTWISE, Convolution, convolution, halves
 from engine.spaces.norms import NoNorm, Norm
 
 
@@ -99,7 +100,12 @@ class FactorizedReduce(nn.Module):
 
     def unnormalised(self, x: Tensor, groups: int = 1, alive: Tensor | None = None) -> Tensor:
         """What the norm reads."""
-        return torch.cat([self.convs[0](x), self.convs[1](self._shifted(x))], 1)
+        first, second = self.convs
+        if isinstance(first, Convolution) and isinstance(second, Convolution) and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            # Half of the rows and columns are all that is read: neither maps nor gradients are formed at the others.
+            pairs = zip(halves(x), (first.weight, second.weight), strict=True)
+            return torch.cat([convolution(half, weight, POINTWISE) for half, weight in pairs], 1)
+        return torch.cat([first(x), second(self._shifted(x))], 1)
 
     def _shifted(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]

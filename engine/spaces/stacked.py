@@ -120,10 +120,10 @@ class StackedCell:
             if not edges:
                 continue
             if edges not in inputs:  # every edge its own copy of its source, made once for all operations
-                inputs[edges] = torch.cat([rectified[self.space.edges[e][0]] for e in edges], 1)
+                inputs[edges] = _beside([rectified[self.space.edges[e][0]] for e in edges])
             layers = [rows(weights[name, i], stage.edges, edges) for i in range(4) if (name, i) in weights]
             if name == "conv_1x5_5x1" and edges == stage.edges and len(edges) % len(rectified) == 0:
-                x, groups = torch.cat(list(rectified.values()), 1), len(rectified)  # here a source can be read once
+                x, groups = _beside(list(rectified.values())), len(rectified)  # here a source can be read once
             else:
                 x, groups = inputs[edges], len(edges)
             y = RUN[name](x, layers, stage.stride, groups, len(edges))
@@ -138,12 +138,12 @@ class StackedCell:
         for name in POOLS:
             needed = sorted({self.space.edges[e][0] for e in self._alive(stage, name, mix, sources)})
             if needed:
-                x = torch.cat([sources[s] for s in needed], 1) if len(needed) > 1 else sources[needed[0]]
+                x = _beside([sources[s] for s in needed])
                 pooled.append(F.max_pool2d(x, 3, stage.stride, 1) if name == POOLS[0] else average_pool(x, stage.stride))
                 labels += [(name, s) for s in needed]
         if not pooled:
             return
-        normal = dict(zip(labels, batch_norm(torch.cat(pooled, 1)).split(self.plan.channels, 1), strict=True))
+        normal = dict(zip(labels, batch_norm(_beside(pooled)).split(self.plan.channels, 1), strict=True))
         for name in POOLS:
             o = self.order.get(name)
             for e in self._alive(stage, name, mix, sources):
@@ -151,6 +151,11 @@ class StackedCell:
                 if mix.masks is not None:
                     weight = (weight * mix.masks[e, o])[:, None, None, None]
                 self._add(states, e, normal[name, self.space.edges[e][0]], weight)
+
+
+def _beside(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (N, C, H, W) side by side (N, len(maps)*C, H, W); one alone is not copied."""
+    return torch.cat(list(maps), 1) if len(maps) > 1 else maps[0]
 
 
 class StackedSupernet:

@@ -33,8 +33,8 @@ def by_hand(name: str, main: Tensor, auxiliary: Tensor, place: list[int]) -> flo
 
     if name in ("qrs", "ts"):
         other = (2, 3) if name == "qrs" else (0, 2)
-        m, a = (c(features, 0, 1) - c(features, *other) for features in (main, auxiliary))
-        return max(0.0, -m * a)
+        by_main, by_auxiliary = (c(features, 0, 1) - c(features, *other) for features in (main, auxiliary))
+        return max(0.0, -by_main * by_auxiliary)
     if name == "ps":
         wanted, own = chance(c(main, 0, 1)), chance(c(auxiliary, 0, 1))
         return -wanted * math.log(own) - (1 - wanted) * math.log(1 - own)

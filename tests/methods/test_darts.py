@@ -95,7 +95,7 @@ def test_an_epoch_sees_every_image_once_and_halves_do_not_meet() -> None:
     assert not {*data.train.tolist()} & {*data.validation.tolist()}
     data = Halves(options())
     seen = torch.cat([data.training(0, step).labels for step in range(data.steps)])
-    classes = data._label[data.data.labels[data.train]]
+    classes = data.labels[data.train]
     assert sorted(seen.tolist()) == sorted(classes.tolist())
 
 

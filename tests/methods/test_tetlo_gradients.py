@@ -14,7 +14,17 @@ from engine.methods.darts_data import Batch, Halves
 from engine.methods.tetlo import Student, Tetlo
 from engine.methods.tetlo_options import TetloOptions
 
-TINY = {"device": "cpu", "cells": 2, "channels": 2, "batch": 6, "images": 12, "epochs": 2, "pairs": 15, "interval": 1, "lam": 0.7}
+TINY: dict[str, Any] = {
+    "device": "cpu",
+    "cells": 2,
+    "channels": 2,
+    "batch": 6,
+    "images": 12,
+    "epochs": 2,
+    "pairs": 15,
+    "interval": 1,
+    "lam": 0.7,
+}
 
 
 class Doubled(Halves):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from engine.spaces.differentiable import Convolution, batch_norm, differentiable, weights_held
+from engine.spaces.norms import NoNorm
+from engine.spaces.operations import FactorizedReduce
 
 SHAPES: list[dict[str, Any]] = [
     {"groups": 3, "kernel_size": 5, "padding": 4, "dilation": 2},
     {"groups": 3, "kernel_size": 3, "padding": 1, "stride": 2},
     {"groups": 3, "kernel_size": 5, "padding": 4, "dilation": 2, "stride": 2},
+    {"kernel_size": 1},
     {"kernel_size": 1, "stride": 2},
     {"kernel_size": 3, "padding": 1},
 ]
@@ -46,6 +50,25 @@ def test_normalisation() -> None:
     torch.testing.assert_close(batch_norm(x), F.batch_norm(x, None, None, training=True))
     assert gradcheck(batch_norm, x)
     assert gradgradcheck(batch_norm, x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("size", [(4, 6), (5, 4)])
+def test_a_reduction_reads_what_its_modules_read(size: tuple[int, int], layout: torch.memory_format) -> None:
+    plain = FactorizedReduce(2, 3, NoNorm).double()
+    own = differentiable(copy.deepcopy(plain))
+    names = [name for name, _ in plain.named_parameters()]
+    leaves = [draw(2, 2, *size).detach().contiguous(memory_format=layout).requires_grad_()]
+    leaves += [weight.detach().clone().requires_grad_() for weight in plain.parameters()]
+
+    def run(module: nn.Module, x: Tensor, *weights: Tensor) -> Tensor:
+        return functional_call(module, dict(zip(names, weights, strict=True)), (x,))
+
+    torch.testing.assert_close(run(own, *leaves), run(plain, *leaves))
+    first, second = (torch.autograd.grad(run(m, *leaves).pow(3).sum(), leaves, create_graph=True) for m in (own, plain))
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(*(torch.autograd.grad(sum(g.sin().sum() for g in found), leaves) for found in (first, second)))
+    assert gradgradcheck(lambda *given: run(own, *given), leaves, fast_mode=True)
 
 
 def test_third_derivative_of_the_normalisation() -> None:

