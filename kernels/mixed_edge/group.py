@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,11 +13,24 @@ from engine.kernels.depthwise import convolve, input_gradient, weight_gradient
 from engine.kernels.mixed_edge.norm import Norm, cotangent_factors, folded, per_row, per_unit, statistics
 from engine.kernels.mixed_edge.planes import add_scaled, channels_behind, mean_products, moments, planes, spans, unit_count
 from engine.kernels.mixed_edge.pools import average_pool, average_pool_backward, max_pool, max_pool_backward
-from engine.kernels.mixed_edge.reference import Setting, group_reference, same_padding
+from engine.kernels.mixed_edge.reference import Setting, group_reference, in_parts, same_padding
 from engine.kernels.transforms import plain_gradients
 
 OPERATIONS = ("max", "average", "skip")
 MAX, AVERAGE, SKIP = range(3)
+
+
+class Plan(NamedTuple):
+    """A setting, the units that planes are divided into, and [edge][operation] in which units an edge takes an operation."""
+
+    setting: Setting
+    units: int
+    where: list[list[list[slice]]]
+
+    @classmethod
+    def of(cls, setting: Setting, alive: Tensor, units: int) -> Plan:
+        """That of the mixture's rows ``alive`` (R, E, 3)."""
+        return cls(setting, units, [[spans(column, units) for column in edge] for edge in alive.permute(1, 2, 0).tolist()])
 
 
 class MixedEdge(torch.autograd.Function):
@@ -26,25 +39,12 @@ class MixedEdge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, setting: Setting, alive: Tensor, *tensors: Any) -> tuple[Tensor, ...]:
         x, factors, offset, *filters = tensors
-        image = channels_behind(x)
-        units = unit_count(image, setting.norm, len(alive))
-        where = [[spans(column, units) for column in edge] for edge in alive.permute(1, 2, 0).tolist()]
-        values = _operations(image, where, setting.stride)
-        mean, rstd = _statistics(values, image, units, setting.norm)
-        added = None if offset is None else per_unit(offset.to(rstd.dtype), units)
-        scale, shift = folded(per_unit(factors.to(rstd.dtype), units), per_unit(alive.unsqueeze(-1), units), added, mean, rstd)
-        samples, height, width, channels = image.shape
-        size = (samples, -(-height // setting.stride), -(-width // setting.stride), channels)
-        sums = [_weighted_sum(values, scale[e], shift[e], edge, size, units) for e, edge in enumerate(where)]
+        plan = Plan.of(setting, alive, unit_count(channels_behind(x), setting.norm, len(alive)))
+        sums, taps, mean, rstd = evaluated(plan, alive, x, factors, offset, filters)
         ctx.set_materialize_grads(False)
-        ctx.setting, ctx.units, ctx.where = setting, units, where
+        ctx.plan = plan
         ctx.save_for_backward(alive, mean, rstd, *tensors)
-        rectified = F.relu(x) if filters else x
-        taps = [
-            convolve(rectified, weight, *_geometry(weight, setting, dilation))
-            for weight, dilation in zip(filters, setting.dilations, strict=True)
-        ]
-        return *(total.permute(0, 3, 1, 2).to(x.dtype) for total in sums), *taps
+        return *sums, *taps
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
@@ -53,7 +53,8 @@ class MixedEdge(torch.autograd.Function):
         if torch.is_grad_enabled():
 
             def plain(*inputs: Any) -> list[Tensor]:
-                return group_reference(ctx.setting, alive, *inputs)
+                x, factors, offset, *filters = inputs
+                return group_reference(ctx.plan.setting, alive, x, factors, offset, None, *filters)
 
             return None, None, *plain_gradients(plain, tensors, needed, cotangents)
         x, factors, offset, *filters = tensors
@@ -61,13 +62,42 @@ class MixedEdge(torch.autograd.Function):
         found: list[Tensor | None] = [None] * len(tensors)
         given = cotangents[:edges]
         if any(g is not None for g in given):
-            found[0], dfactors, doffset = _sum_gradients(ctx, alive, mean, rstd, x, factors, given)
+            found[0], dfactors, doffset = sum_gradients(ctx.plan, alive, mean, rstd, x, factors, given, needed[0])
             found[1] = dfactors.to(factors.dtype) if needed[1] else None
             found[2] = doffset.to(offset.dtype) if needed[2] else None
-        found[3:], from_taps = _tap_gradients(ctx.setting, x, filters, cotangents[edges:], needed)
+        found[3:], from_taps = tap_gradients(ctx.plan.setting, x, filters, cotangents[edges:], needed[0], needed[3:])
         if from_taps is not None:
             found[0] = from_taps if found[0] is None else found[0].add_(from_taps)
         return None, None, *found
+
+
+def group_on_cpu(
+    setting: Setting, alive: Tensor, x: Tensor, factors: Tensor, offset: Tensor | None, passing: Tensor | None, *filters: Tensor
+) -> Sequence[Tensor]:
+    """:class:`MixedEdge`, with partial channels on the part of the state that it sees."""
+    if setting.parts > 1:
+        return in_parts(group_on_cpu, setting, alive, x, factors, offset, passing, *filters)
+    return MixedEdge.apply(setting, alive, x, factors, offset, *filters)
+
+
+def evaluated(
+    plan: Plan, alive: Tensor, x: Tensor, factors: Tensor, offset: Tensor | None, filters: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+    """The sums, the taps, and the means and factors (3, U, C) that the operations are normalised with."""
+    (setting, units, where), image = plan, channels_behind(x)
+    values = _operations(image, where, setting.stride)
+    mean, rstd = _statistics(values, image, units, setting.norm)
+    added = None if offset is None else per_unit(offset.to(rstd.dtype), units)
+    scale, shift = folded(per_unit(factors.to(rstd.dtype), units), per_unit(alive.unsqueeze(-1), units), added, mean, rstd)
+    samples, height, width, channels = image.shape
+    size = (samples, -(-height // setting.stride), -(-width // setting.stride), channels)
+    sums = [_weighted_sum(values, scale[e], shift[e], edge, size, units) for e, edge in enumerate(where)]
+    rectified = F.relu(x) if filters else x
+    taps = [
+        convolve(rectified, weight, *_geometry(weight, setting, dilation))
+        for weight, dilation in zip(filters, setting.dilations, strict=True)
+    ]
+    return [total.permute(0, 3, 1, 2).to(x.dtype) for total in sums], taps, mean, rstd
 
 
 def _operations(x: Tensor, where: list[list[list[slice]]], stride: int) -> list[Tensor | None]:
@@ -110,11 +140,18 @@ def _weighted_sum(
     return total.reshape(size)
 
 
-def _sum_gradients(
-    ctx: Any, alive: Tensor, mean: Tensor, rstd: Tensor, x: Tensor, factors: Tensor, cotangents: Sequence[Any]
+def sum_gradients(
+    plan: Plan,
+    alive: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    x: Tensor,
+    factors: Tensor,
+    cotangents: Sequence[Any],
+    wanted: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Gradients of the sums: of x (None if it needs none), the factors (R, E, 3, C) and the offset (R, E, C)."""
-    (norm, stride, _), units, where = ctx.setting, ctx.units, ctx.where
+    """Gradients of the sums: of x (None if it is not ``wanted``), the factors (R, E, 3, C) and the offset (R, E, C)."""
+    (norm, stride, *_), units, where = plan
     image = channels_behind(x)
     values = _operations(image, where, stride)
     given = [None if g is None else planes(channels_behind(g), units) for g in cotangents]
@@ -136,7 +173,7 @@ def _sum_gradients(
     ).unflatten(0, (len(given), len(OPERATIONS)))
     products = products * rstd
     dfactors, doffset = per_row(products * positions, len(alive)), per_row(totals * positions, len(alive))
-    if not ctx.needs_input_grad[2]:
+    if not wanted:
         return None, dfactors, doffset
     weights, living = per_unit(factors.to(rstd.dtype), units), per_unit(alive.unsqueeze(-1), units)
     direct, slope, constant = cotangent_factors(weights, living, rstd, totals, products, norm)
@@ -166,8 +203,8 @@ def _sum_gradients(
     return dx.permute(0, 3, 1, 2).to(x.dtype), dfactors, doffset
 
 
-def _tap_gradients(
-    setting: Setting, x: Tensor, filters: Sequence[Any], cotangents: Sequence[Any], needed: Sequence[bool]
+def tap_gradients(
+    setting: Setting, x: Tensor, filters: Sequence[Any], cotangents: Sequence[Any], needs_x: bool, needed: Sequence[bool]
 ) -> tuple[list[Tensor | None], Tensor | None]:
     """Gradients of the taps: of the filters, and of x (None where there are no taps, or it is not needed)."""
     gradients: list[Tensor | None] = [None] * len(filters)
@@ -175,9 +212,9 @@ def _tap_gradients(
     rectified = F.relu(x) if filters else x
     for j, (weight, dilation, g) in enumerate(zip(filters, setting.dilations, cotangents, strict=True)):
         geometry = _geometry(weight, setting, dilation)
-        if g is not None and needed[3 + j]:
+        if g is not None and needed[j]:
             gradients[j] = weight_gradient(rectified, g, weight.shape[2:], *geometry)
-        if g is not None and needed[0]:
+        if g is not None and needs_x:
             part = input_gradient(g, weight, x.shape[2:], *geometry)
             into = part if into is None else into.add_(part)
     return gradients, None if into is None else torch.ops.aten.threshold_backward(into, x, 0)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from engine.kernels.mixed_edge.triton_blocks import Blocks, channels_last
+from engine.kernels.mixed_edge.planes import channels_last
+from engine.kernels.mixed_edge.triton_blocks import Blocks
 from engine.kernels.mixed_edge.triton_group import read_kernel, sums_kernel
 from engine.kernels.mixed_edge.triton_group_backward import cotangents_kernel, filters_kernel, gradient_kernel, products_kernel
 
@@ -46,20 +47,21 @@ class Filters:
 
 
 class Group:
-    """Launches for one state x (B, C, H, W), which is contiguous or channels_last."""
+    """Launches for one state x (B, parts C, H, W), which is contiguous or channels_last; operations see C channels."""
 
-    def __init__(self, x: Tensor, stride: int) -> None:
-        self.x, self.stride = x, stride
+    def __init__(self, x: Tensor, stride: int, parts: int) -> None:
+        self.x, self.stride, self.parts = x, stride, parts
         self.height, self.width = x.shape[2:]
-        self.size = (*x.shape[:2], -(-self.height // stride), -(-self.width // stride))
+        self.size = (x.shape[0], x.shape[1] // parts, -(-self.height // stride), -(-self.width // stride))
         self.elements, self.warps = WINDOW_ELEMENTS, WINDOW_WARPS[channels_last(x)]
-        self.blocks = Blocks(x, self.size[2] * self.size[3], self.elements)
+        self.blocks = Blocks(x, self.size[2] * self.size[3], self.elements, parts)
         self.whole = self.blocks.sizes, (self.height, self.size[3])
-        self.constants = {"STRIDE": stride, "WIDTH": self.width, **self.blocks.constants, "num_warps": self.warps}
+        fixed = {"PARTS": parts, "STRIDE": stride, "WIDTH": self.width}
+        self.constants = {**fixed, **self.blocks.constants, "num_warps": self.warps}
 
-    def stack(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Tensors of the outputs' size side by side in the layout of x; absent ones are zero."""
-        stacked = self._empty(len(tensors), self.x.dtype)
+    def stack(self, tensors: Sequence[Tensor | None], parts: int = 1) -> Tensor:
+        """Tensors of the outputs' size and ``parts`` C channels side by side in the layout of x; absent ones are zero."""
+        stacked = self._empty(len(tensors), self.x.dtype, parts)
         for part, tensor in zip(stacked, tensors, strict=True):
             if tensor is None:
                 part.zero_()
@@ -77,21 +79,22 @@ class Group:
         )
         return filters.in_order(list(taps)), *self.blocks.merged(mean, spread)
 
-    def sums(self, alive: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        """(E, B, C, H', W') from alive (E, 3, B) int8, scale (E, 3, B, C) and shift (E, B, C)."""
-        out, (sizes, rest) = self._empty(len(shift), self.x.dtype), self.whole
-        sums_kernel[self.blocks.grid](self.x, alive, scale, shift, out, *sizes, *rest, len(shift), **self.constants)
+    def sums(self, alive: Tensor, scale: Tensor, shift: Tensor, passing: Tensor) -> Tensor:
+        """(E, B, parts C, H', W') from alive (E, 3, B) int8, scale (E, 3, B, C), shift (E, B, C) and passing (E, B)."""
+        out, (sizes, rest) = self._empty(len(shift), self.x.dtype, self.parts), self.whole
+        sums_kernel[self.blocks.grid](self.x, alive, scale, shift, passing, out, *sizes, *rest, len(shift), **self.constants)
         return out
 
-    def products(self, g: Tensor, alive: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over planes of g (E, B, C) and g (y - mean) (E, 3, B, C), and the maximum's places."""
+    def products(self, g: Tensor, alive: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sums over planes of g (E, B, C) and g (y - mean) (E, 3, B, C), of g times what passed (E, B), the maximum's places."""
         edges, (sizes, rest) = len(g), self.whole
         totals, products = self.blocks.partials(self.x, edges), self.blocks.partials(self.x, edges, 3)
+        passed = self.blocks.partials(self.x, edges) if self.parts > 1 else totals.new_zeros(1, 1, 1, 1)
         winner = self._empty(1, torch.int8)
         products_kernel[self.blocks.grid](
-            self.x, g, alive, mean, totals, products, winner, *sizes, *rest, edges, **self.constants
+            self.x, g, alive, mean, totals, products, passed, winner, *sizes, *rest, edges, **self.constants
         )
-        return totals.sum(-2), products.sum(-2), winner
+        return totals.sum(-2), products.sum(-2), passed.sum((-2, -1)), winner
 
     def gradient(
         self,
@@ -101,6 +104,7 @@ class Group:
         winner: Tensor,
         mean: Tensor,
         factors: tuple[Tensor, Tensor, Tensor],
+        passing: Tensor,
     ) -> Tensor:
         """dx, from the factors of :func:`engine.kernels.mixed_edge.norm.cotangent_factors`."""
         pooled, dx = self._empty(2, torch.float32), torch.empty_like(self.x)
@@ -109,7 +113,7 @@ class Group:
         cotangents_kernel[self.blocks.grid](
             self.x, g, mean, direct, slope, constant, pooled, *sizes, *rest, len(g), **self.constants
         )
-        blocks = Blocks(self.x, self.height * self.width, self.elements)
+        blocks = Blocks(self.x, self.height * self.width, self.elements, self.parts)
         gradient_kernel[blocks.grid](
             self.x,
             g,
@@ -118,12 +122,14 @@ class Group:
             winner,
             pooled,
             direct,
+            passing,
             dx,
             *blocks.sizes,
             *self.size[2:],
             len(g),
             MOST,
             KINDS=filters.kinds,
+            PARTS=self.parts,
             STRIDE=self.stride,
             WIDTH=self.width,
             **blocks.constants,
@@ -140,8 +146,10 @@ class Group:
         )
         return filters.unpacked(out.sum((0, 1)))
 
-    def _empty(self, count: int, dtype: torch.dtype) -> Tensor:
+    def _empty(self, count: int, dtype: torch.dtype, parts: int = 1) -> Tensor:
         samples, channels, height, width = self.size
         if not self.blocks.last:
-            return torch.empty(count, *self.size, dtype=dtype, device=self.x.device)
-        return torch.empty(count, samples, height, width, channels, dtype=dtype, device=self.x.device).permute(0, 1, 4, 2, 3)
+            return torch.empty(count, samples, parts * channels, height, width, dtype=dtype, device=self.x.device)
+        return torch.empty(count, samples, height, width, parts * channels, dtype=dtype, device=self.x.device).permute(
+            0, 1, 4, 2, 3
+        )

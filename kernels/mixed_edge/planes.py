@@ -26,6 +26,28 @@ def channels_behind(x: Tensor) -> Tensor:
     return (x if x.dtype in (torch.float32, torch.float64) else x.float()).permute(0, 2, 3, 1)
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether channels lie innermost."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def laid_out(x: Tensor, last: bool) -> Tensor:
+    """``x`` (B, C, H, W), copied if it is not in that layout."""
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def empty_image(like: Tensor, batch: int, channels: int, height: int, width: int) -> Tensor:
+    """Empty (B, C, H, W) in the layout of ``like``."""
+    if not channels_last(like):
+        return like.new_empty(batch, channels, height, width)
+    return like.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """What the statistics of x are computed in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def unit_count(x: Tensor, norm: Norm, rows: int) -> int:
     """How many units x (B, H, W, C) is divided into; a mixture has ``rows`` rows."""
     together = x.shape[0] > 0 and x.is_contiguous()

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.mixed_edge.planes import channels_last
+
 # Elements of a program of four warps: eight a thread. Compiled without spilling; not tuned on a GPU.
 ELEMENTS = 1024
 
@@ -31,6 +33,12 @@ def place(p, c, positions, channels, LAST: tl.constexpr):
 
 
 @triton.jit
+def shuffled(p, c, part, positions, channels, PARTS: tl.constexpr, LAST: tl.constexpr):
+    """Where channel PARTS c + part lies in a sample of PARTS times the ``channels``."""
+    return place(p, c * PARTS + part, positions, channels * PARTS, LAST)
+
+
+@triton.jit
 def moments(y, live, number):
     """Mean and mean squared deviation of the ``number`` live positions, (1, BLOCK_C)."""
     mean = tl.sum(tl.where(live, y, 0.0), 0)[None, :] / number
@@ -39,10 +47,10 @@ def moments(y, live, number):
 
 
 class Blocks:
-    """How a launch over tensors like ``x`` (B, C, H, W) with ``positions`` positions a plane is divided into programs."""
+    """How a launch over ``positions`` of planes like those of ``x`` (B, parts C, H, W), C channels at a time, is divided."""
 
-    def __init__(self, x: Tensor, positions: int, elements: int = ELEMENTS) -> None:
-        self.samples, self.channels = x.shape[:2]
+    def __init__(self, x: Tensor, positions: int, elements: int = ELEMENTS, parts: int = 1) -> None:
+        self.samples, self.channels = x.shape[0], x.shape[1] // parts
         self.positions, self.last = positions, channels_last(x)
         self.block_c = min(16, triton.next_power_of_2(self.channels)) if self.last else 1
         self.block_p = max(1, min(triton.next_power_of_2(positions), elements // self.block_c))
@@ -72,13 +80,3 @@ class Blocks:
         shares = counts / self.positions
         whole = (shares * mean).sum(-2)
         return whole, (shares * (spread + (mean - whole.unsqueeze(-2)).square())).sum(-2)
-
-
-def channels_last(x: Tensor) -> bool:
-    """Whether channels lie innermost."""
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def laid_out(x: Tensor, last: bool) -> Tensor:
-    """``x`` (B, C, H, W), copied if it is not in that layout."""
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

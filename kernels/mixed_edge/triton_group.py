@@ -11,6 +11,10 @@ Neighbours come out of the caches: pools are computed again in each kernel that 
 gathers, nothing is added atomically. Filters are sorted into kinds: KINDS is a flat tuple of (kernel height, width, dilation,
 count). Kinds are unrolled; the filters of a kind and their places are loops, since unrolled places take all registers and spill:
 ``most`` bounds them, larger than any, so that the compiler does not know how long they are. Images are WIDTH wide.
+
+With partial channels a state has PARTS times the ``channels`` that operations see, which are its first ones. What they make of
+channel c goes to channel PARTS c of a sum, and channel i channels + c of the state, weighted, to PARTS c + i: the shuffle of
+PC-DARTS is where a program stores, and reads in the backward.
 """
 
 from __future__ import annotations
@@ -18,12 +22,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engine.kernels.mixed_edge.triton_blocks import moments, place, tile
+from engine.kernels.mixed_edge.triton_blocks import moments, place, shuffled, tile
 
 
 @triton.jit
 def pools(x_ptr, c, p, live, channels, height, out_width, STRIDE: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr):
-    """Maximum, its place in the window (the first of equals in row-major order), average, one over the count."""
+    """Maximum, its place in the window (the first of equals in row-major order), average, one over the count.
+
+    Here and below ``channels`` are all that the state has.
+    """
     row, column = p // out_width * STRIDE, p % out_width * STRIDE
     total = tl.zeros(live.shape, tl.float32)
     largest = tl.full(live.shape, float("-inf"), tl.float32)
@@ -50,6 +57,20 @@ def rectified(x_ptr, r, q, c, live, channels, height, WIDTH: tl.constexpr, LAST:
 
 
 @triton.jit
+def bypass(x_ptr, c, p, live, channels, height, out_width, STRIDE: tl.constexpr, WIDTH: tl.constexpr, LAST: tl.constexpr):
+    """What passes by the operations: the state itself, or with stride 2 the maximum of the 2x2 elements that exist."""
+    row, column = p // out_width * STRIDE, p % out_width * STRIDE
+    v = tl.load(x_ptr + place(row * WIDTH + column, c, height * WIDTH, channels, LAST), mask=live, other=0.0).to(tl.float32)
+    if STRIDE == 2:
+        for tap in tl.static_range(1, 4):
+            r, q = row + tap // 2, column + tap % 2
+            inside = live & (r < height) & (q < WIDTH)
+            other = tl.load(x_ptr + place(r * WIDTH + q, c, height * WIDTH, channels, LAST), mask=inside, other=float("-inf"))
+            v = tl.maximum(v, other.to(tl.float32))
+    return v
+
+
+@triton.jit
 def read_kernel(
     x_ptr,
     filter_ptr,
@@ -64,6 +85,7 @@ def read_kernel(
     out_width,
     most,
     KINDS: tl.constexpr,
+    PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     LAST: tl.constexpr,
@@ -73,8 +95,8 @@ def read_kernel(
     """Taps (D, B, C, H', W'), kinds behind one another, and moments (2, B, S, C) of the pools' blocks of positions."""
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
-    x_ptr += sample * channels * height * WIDTH
-    largest, _, average, _ = pools(x_ptr, c, p, live, channels, height, out_width, STRIDE, WIDTH, LAST)
+    x_ptr += sample * channels * PARTS * height * WIDTH
+    largest, _, average, _ = pools(x_ptr, c, p, live, channels * PARTS, height, out_width, STRIDE, WIDTH, LAST)
     split, splits = tl.program_id(1), tl.num_programs(1)
     number = tl.minimum(BLOCK_P, positions - split * BLOCK_P).to(tl.float32)
     out = (sample * splits + split) * channels + c
@@ -94,7 +116,7 @@ def read_kernel(
                 r = row + (tap // KINDS[4 * kind + 1] - KINDS[4 * kind] // 2) * KINDS[4 * kind + 2]
                 q = column + (tap % KINDS[4 * kind + 1] - KINDS[4 * kind + 1] // 2) * KINDS[4 * kind + 2]
                 weight = tl.load(filter_ptr + tap * channels + c, mask=c < channels, other=0.0).to(tl.float32)
-                total += rectified(x_ptr, r, q, c, live, channels, height, WIDTH, LAST) * weight
+                total += rectified(x_ptr, r, q, c, live, channels * PARTS, height, WIDTH, LAST) * weight
             tl.store(taps_ptr, total.to(taps_ptr.dtype.element_ty), mask=live)
             taps_ptr += samples.to(tl.int64) * channels * positions
             filter_ptr += KINDS[4 * kind] * KINDS[4 * kind + 1] * channels
@@ -106,6 +128,7 @@ def sums_kernel(
     alive_ptr,
     scale_ptr,
     shift_ptr,
+    passing_ptr,
     out_ptr,
     samples,
     channels,
@@ -114,18 +137,24 @@ def sums_kernel(
     height,
     out_width,
     edges,
+    PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out (E, B, C, H', W') = shift (E, B, C) + scale (E, 3, B, C) times the operations that are alive (E, 3, B)."""
+    """out (E, B, PARTS C, H', W') = shift (E, B, C) + scale (E, 3, B, C) times the operations that are alive (E, 3, B).
+
+    ``passing`` (E, B) weighs the other channels.
+    """
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
-    x_ptr += sample * channels * height * WIDTH
-    largest, _, average, _ = pools(x_ptr, c, p, live, channels, height, out_width, STRIDE, WIDTH, LAST)
-    here = sample * channels * positions + place(p, c, positions, channels, LAST)
+    every = channels * PARTS
+    x_ptr += sample * every * height * WIDTH
+    largest, _, average, _ = pools(x_ptr, c, p, live, every, height, out_width, STRIDE, WIDTH, LAST)
+    out_ptr += sample * every * positions
+    whole = samples.to(tl.int64) * every * positions
     for e in range(edges):
         out = tl.load(shift_ptr + (e * samples + sample) * channels + c, mask=c < channels, other=0.0)
         out += tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -133,10 +162,15 @@ def sums_kernel(
         out += _weighted(largest, alive_ptr, scale_ptr, row, c, channels)
         out += _weighted(average, alive_ptr, scale_ptr, row + samples, c, channels)
         if STRIDE == 1:
-            itself = tl.load(x_ptr + place(p, c, positions, channels, LAST), mask=live, other=0.0).to(tl.float32)
+            itself = tl.load(x_ptr + place(p, c, positions, every, LAST), mask=live, other=0.0).to(tl.float32)
             out += _weighted(itself, alive_ptr, scale_ptr, row + 2 * samples, c, channels)
-        to = out_ptr + e * samples.to(tl.int64) * channels * positions + here
+        to = out_ptr + e * whole + shuffled(p, c, 0, positions, channels, PARTS, LAST)
         tl.store(to, out.to(out_ptr.dtype.element_ty), mask=live)
+    for part in tl.static_range(1, PARTS):
+        v = bypass(x_ptr, part * channels + c, p, live, every, height, out_width, STRIDE, WIDTH, LAST)
+        for e in range(edges):
+            to = out_ptr + e * whole + shuffled(p, c, part, positions, channels, PARTS, LAST)
+            tl.store(to, (v * tl.load(passing_ptr + e * samples + sample)).to(out_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from engine.kernels.mixed_edge.triton_blocks import place, tile
-from engine.kernels.mixed_edge.triton_group import pools, rectified
+from engine.kernels.mixed_edge.triton_blocks import place, shuffled, tile
+from engine.kernels.mixed_edge.triton_group import bypass, pools, rectified
 
 
 @triton.jit
@@ -17,6 +17,7 @@ def products_kernel(
     mean_ptr,
     totals_ptr,
     products_ptr,
+    passed_ptr,
     winner_ptr,
     samples,
     channels,
@@ -25,33 +26,47 @@ def products_kernel(
     height,
     out_width,
     edges,
+    PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums of g (E, B, S, C) and of g (y - mean) (E, 3, B, S, C), mean (3, B, C); the maximum's places (B, C, H', W') int8."""
+    """Sums of g (E, B, S, C) and of g (y - mean) (E, 3, B, S, C), mean (3, B, C); the maximum's places (B, C, H', W') int8.
+
+    With partial channels also those of g times what passed by, added over its parts, (E, B, S, C).
+    """
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
     split, splits = tl.program_id(1), tl.num_programs(1)
-    x_ptr += sample * channels * height * WIDTH
-    largest, winner, average, _ = pools(x_ptr, c, p, live, channels, height, out_width, STRIDE, WIDTH, LAST)
-    here = sample * channels * positions + place(p, c, positions, channels, LAST)
-    tl.store(winner_ptr + here, winner.to(tl.int8), mask=live)
+    every = channels * PARTS
+    x_ptr += sample * every * height * WIDTH
+    largest, winner, average, _ = pools(x_ptr, c, p, live, every, height, out_width, STRIDE, WIDTH, LAST)
+    g_ptr += sample * every * positions
+    whole = samples.to(tl.int64) * every * positions
+    tl.store(winner_ptr + sample * channels * positions + place(p, c, positions, channels, LAST), winner.to(tl.int8), mask=live)
     mean = mean_ptr + sample * channels + c
     largest -= tl.load(mean, mask=c < channels, other=0.0)
     average -= tl.load(mean + samples * channels, mask=c < channels, other=0.0)
     for e in range(edges):
-        g = tl.load(g_ptr + e * samples.to(tl.int64) * channels * positions + here, mask=live, other=0.0).to(tl.float32)
+        g = tl.load(g_ptr + e * whole + shuffled(p, c, 0, positions, channels, PARTS, LAST), mask=live, other=0.0).to(tl.float32)
         tl.store(totals_ptr + ((e * samples + sample) * splits + split) * channels + c, tl.sum(g, 0)[None, :], mask=c < channels)
         row = e * 3 * samples + sample
         _store_product(products_ptr, alive_ptr, g, largest, row, split, splits, c, channels)
         _store_product(products_ptr, alive_ptr, g, average, row + samples, split, splits, c, channels)
         itself = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         if STRIDE == 1:
-            itself = tl.load(x_ptr + place(p, c, positions, channels, LAST), mask=live, other=0.0).to(tl.float32)
+            itself = tl.load(x_ptr + place(p, c, positions, every, LAST), mask=live, other=0.0).to(tl.float32)
         _store_product(products_ptr, alive_ptr, g, itself, row + 2 * samples, split, splits, c, channels)
+        if PARTS > 1:
+            passed = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+            for part in tl.static_range(1, PARTS):
+                v = bypass(x_ptr, part * channels + c, p, live, every, height, out_width, STRIDE, WIDTH, LAST)
+                to = e * whole + shuffled(p, c, part, positions, channels, PARTS, LAST)
+                passed += v * tl.load(g_ptr + to, mask=live, other=0.0).to(tl.float32)
+            to = ((e * samples + sample) * splits + split) * channels + c
+            tl.store(passed_ptr + to, tl.sum(passed, 0)[None, :], mask=c < channels)
 
 
 @triton.jit
@@ -77,6 +92,7 @@ def cotangents_kernel(
     height,
     out_width,
     edges,
+    PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     LAST: tl.constexpr,
@@ -86,8 +102,9 @@ def cotangents_kernel(
     """What flows into the maximum and, over the count, into the average: (2, B, C, H', W') float32; see the module norm."""
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
-    x_ptr += sample * channels * height * WIDTH
-    largest, _, average, share = pools(x_ptr, c, p, live, channels, height, out_width, STRIDE, WIDTH, LAST)
+    every = channels * PARTS
+    x_ptr += sample * every * height * WIDTH
+    largest, _, average, share = pools(x_ptr, c, p, live, every, height, out_width, STRIDE, WIDTH, LAST)
     here = sample * channels * positions + place(p, c, positions, channels, LAST)
     plane, whole = sample * channels + c, samples * channels
     known = c < channels
@@ -98,7 +115,8 @@ def cotangents_kernel(
     into_average = average * tl.load(slope_ptr + whole + plane, mask=known, other=0.0)
     into_average += tl.load(constant_ptr + whole + plane, mask=known, other=0.0)
     for e in range(edges):
-        g = tl.load(g_ptr + e * samples.to(tl.int64) * channels * positions + here, mask=live, other=0.0).to(tl.float32)
+        from_ = (e * samples + sample) * every * positions + shuffled(p, c, 0, positions, channels, PARTS, LAST)
+        g = tl.load(g_ptr + from_, mask=live, other=0.0).to(tl.float32)
         into_largest += g * tl.load(direct_ptr + 3 * e * whole + plane, mask=known, other=0.0)
         into_average += g * tl.load(direct_ptr + (3 * e + 1) * whole + plane, mask=known, other=0.0)
     tl.store(out_ptr + here, into_largest, mask=live)
@@ -114,6 +132,7 @@ def gradient_kernel(
     winner_ptr,
     pooled_ptr,
     direct_ptr,
+    passing_ptr,
     dx_ptr,
     samples,
     channels,
@@ -124,6 +143,7 @@ def gradient_kernel(
     edges,
     most,
     KINDS: tl.constexpr,
+    PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     LAST: tl.constexpr,
@@ -143,11 +163,16 @@ def gradient_kernel(
         winner = tl.load(winner_ptr + from_, mask=inside, other=-1)
         dx += tl.load(pooled_ptr + from_, mask=inside & (winner == tap), other=0.0)
         dx += tl.load(pooled_ptr + whole + from_, mask=inside, other=0.0)
-    here = sample * channels * positions + place(p, c, positions, channels, LAST)
+    every = channels * PARTS
+    x_ptr += sample * every * positions
+    dx_ptr += sample * every * positions
+    g_ptr += sample * every * outputs
     if STRIDE == 1:
         for e in range(edges):
             direct = tl.load(direct_ptr + ((3 * e + 2) * samples + sample) * channels + c, mask=c < channels, other=0.0)
-            dx += direct * tl.load(g_ptr + e * whole + here, mask=live, other=0.0).to(tl.float32)
+            dx += direct * tl.load(
+                g_ptr + e * whole * PARTS + shuffled(p, c, 0, outputs, channels, PARTS, LAST), mask=live, other=0.0
+            ).to(tl.float32)
     if len(KINDS) > 0:
         through = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
         for kind in tl.static_range(len(KINDS) // 4):
@@ -161,9 +186,35 @@ def gradient_kernel(
                     through += tl.load(taps_ptr + from_, mask=inside, other=0.0).to(tl.float32) * weight
                 taps_ptr += whole
                 filter_ptr += KINDS[4 * kind] * KINDS[4 * kind + 1] * channels
-        x = tl.load(x_ptr + here, mask=live, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + place(p, c, positions, every, LAST), mask=live, other=0.0).to(tl.float32)
         dx += tl.where(x > 0, through, 0.0)
-    tl.store(dx_ptr + here, dx.to(dx_ptr.dtype.element_ty), mask=live)
+    tl.store(dx_ptr + place(p, c, positions, every, LAST), dx.to(dx_ptr.dtype.element_ty), mask=live)
+    for part in tl.static_range(1, PARTS):
+        wins = live
+        if STRIDE == 2:
+            wins = _wins(x_ptr, part * channels + c, row, column, live, every, positions, WIDTH, LAST)
+        reader = row // STRIDE * out_width + column // STRIDE
+        into = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+        for e in range(edges):
+            from_ = e * whole * PARTS + shuffled(reader, c, part, outputs, channels, PARTS, LAST)
+            g = tl.load(g_ptr + from_, mask=wins, other=0.0).to(tl.float32)
+            into += g * tl.load(passing_ptr + e * samples + sample)
+        to = place(p, part * channels + c, positions, every, LAST)
+        tl.store(dx_ptr + to, into.to(dx_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _wins(x_ptr, c, row, column, live, channels, positions, WIDTH: tl.constexpr, LAST: tl.constexpr):
+    """Whether an element is the maximum of its 2x2 window, the first of equals in row-major order."""
+    own = tl.load(x_ptr + place(row * WIDTH + column, c, positions, channels, LAST), mask=live, other=0.0).to(tl.float32)
+    mine = row % 2 * 2 + column % 2
+    wins = live
+    for tap in tl.static_range(4):
+        r, q = row - row % 2 + tap // 2, column - column % 2 + tap % 2
+        inside = live & (r * WIDTH < positions) & (q < WIDTH)
+        v = tl.load(x_ptr + place(r * WIDTH + q, c, positions, channels, LAST), mask=inside, other=float("-inf")).to(tl.float32)
+        wins = wins & ((v < own) | ((v == own) & (mine <= tap)) | (mine == tap))
+    return wins
 
 
 @triton.jit
@@ -189,6 +240,7 @@ def filters_kernel(
     most,
     PLACES: tl.constexpr,
     KINDS: tl.constexpr,
+    PARTS: tl.constexpr,
     STRIDE: tl.constexpr,
     WIDTH: tl.constexpr,
     LAST: tl.constexpr,
@@ -198,7 +250,7 @@ def filters_kernel(
     """The filters' gradients over one block of positions of one sample, (B, S, PLACES, C): PLACES weights a channel in all."""
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
-    x_ptr += sample * channels * height * WIDTH
+    x_ptr += sample * channels * PARTS * height * WIDTH
     taps_ptr += sample * channels * positions + place(p, c, positions, channels, LAST)
     out_ptr += (sample * tl.num_programs(1) + tl.program_id(1)) * PLACES * channels + c
     row, column = p // out_width * STRIDE, p % out_width * STRIDE
@@ -209,7 +261,7 @@ def filters_kernel(
             for tap in range(tl.minimum(KINDS[4 * kind] * KINDS[4 * kind + 1], most)):
                 r = row + (tap // KINDS[4 * kind + 1] - KINDS[4 * kind] // 2) * KINDS[4 * kind + 2]
                 q = column + (tap % KINDS[4 * kind + 1] - KINDS[4 * kind + 1] // 2) * KINDS[4 * kind + 2]
-                total = tl.sum(g * rectified(x_ptr, r, q, c, live, channels, height, WIDTH, LAST), 0)[None, :]
+                total = tl.sum(g * rectified(x_ptr, r, q, c, live, channels * PARTS, height, WIDTH, LAST), 0)[None, :]
                 tl.store(out_ptr + number * channels, total, mask=c < channels)
                 number += 1
             taps_ptr += samples.to(tl.int64) * channels * positions

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from engine.kernels.mixed_edge.triton_blocks import Blocks, moments, place, tile
+from engine.kernels.mixed_edge.triton_blocks import Blocks, moments, place, shuffled, tile
 
 TERMS = 4
 
@@ -76,23 +76,25 @@ def weighted_sum_kernel(
     channel_blocks,
     COUNT: tl.constexpr,
     BASED: tl.constexpr,
+    PARTS: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """out = total + shift (B, C) + sum_t scale (T, B, C) y_t."""
+    """out = total + shift (B, C) + sum_t scale (T, B, C) y_t, in the channels PARTS c of total and out."""
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
     here = sample * channels * positions + place(p, c, positions, channels, LAST)
+    there = sample * channels * PARTS * positions + shuffled(p, c, 0, positions, channels, PARTS, LAST)
     plane = sample * channels + c
     out = tl.load(shift_ptr + plane, mask=c < channels, other=0.0) + tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     if BASED:
-        out += tl.load(total_ptr + here, mask=live, other=0.0).to(tl.float32)
+        out += tl.load(total_ptr + there, mask=live, other=0.0).to(tl.float32)
     for t in tl.static_range(COUNT):
         lives = tl.load(alive_ptr + t * samples + sample) != 0
         y = tl.load(_term(y0, y1, y2, y3, t) + here, mask=live & lives, other=0.0).to(tl.float32)
         out += y * tl.load(scale_ptr + t * samples * channels + plane, mask=c < channels, other=0.0)
-    tl.store(out_ptr + here, out.to(out_ptr.dtype.element_ty), mask=live)
+    tl.store(out_ptr + there, out.to(out_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -111,16 +113,18 @@ def term_products_kernel(
     positions,
     channel_blocks,
     COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Sums of g (B, S, C) and of g (y_t - mean_t) (T, B, S, C) over the blocks of positions."""
+    """Sums of g (B, S, C) and of g (y_t - mean_t) (T, B, S, C) over the blocks of positions; g in the channels PARTS c."""
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
     split, splits = tl.program_id(1), tl.num_programs(1)
     here = sample * channels * positions + place(p, c, positions, channels, LAST)
-    g = tl.load(g_ptr + here, mask=live, other=0.0).to(tl.float32)
+    there = sample * channels * PARTS * positions + shuffled(p, c, 0, positions, channels, PARTS, LAST)
+    g = tl.load(g_ptr + there, mask=live, other=0.0).to(tl.float32)
     tl.store(totals_ptr + (sample * splits + split) * channels + c, tl.sum(g, 0)[None, :], mask=c < channels)
     for t in tl.static_range(COUNT):
         lives = tl.load(alive_ptr + t * samples + sample) != 0
@@ -152,6 +156,7 @@ def term_gradients_kernel(
     positions,
     channel_blocks,
     COUNT: tl.constexpr,
+    PARTS: tl.constexpr,
     LAST: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -160,7 +165,8 @@ def term_gradients_kernel(
     sample, c, p = tile(channels, channel_blocks, BLOCK_P, BLOCK_C)
     live = (p < positions) & (c < channels)
     here = sample * channels * positions + place(p, c, positions, channels, LAST)
-    g = tl.load(g_ptr + here, mask=live, other=0.0).to(tl.float32)
+    there = sample * channels * PARTS * positions + shuffled(p, c, 0, positions, channels, PARTS, LAST)
+    g = tl.load(g_ptr + there, mask=live, other=0.0).to(tl.float32)
     for t in tl.static_range(COUNT):
         lives = tl.load(alive_ptr + t * samples + sample) != 0
         y = tl.load(_term(y0, y1, y2, y3, t) + here, mask=live & lives, other=0.0).to(tl.float32)
@@ -188,9 +194,11 @@ def launch_moments(terms: Sequence[Tensor], alive: Tensor) -> tuple[Tensor, Tens
     return blocks.merged(mean, spread)
 
 
-def launch_sum(terms: Sequence[Tensor], total: Tensor | None, alive: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """total + shift (B, C) + sum_t scale (T, B, C) y_t, in the layout and precision of the terms."""
-    blocks, out = Blocks(terms[0], terms[0].shape[2:].numel()), torch.empty_like(terms[0])
+def launch_sum(
+    terms: Sequence[Tensor], total: Tensor | None, alive: Tensor, scale: Tensor, shift: Tensor, out: Tensor, parts: int
+) -> None:
+    """out = total + shift (B, C) + sum_t scale (T, B, C) y_t, in every ``parts``-th channel of out, the others left alone."""
+    blocks = Blocks(terms[0], terms[0].shape[2:].numel())
     weighted_sum_kernel[blocks.grid](
         *_four(terms),
         terms[0] if total is None else total,
@@ -201,38 +209,39 @@ def launch_sum(terms: Sequence[Tensor], total: Tensor | None, alive: Tensor, sca
         *blocks.sizes,
         COUNT=len(terms),
         BASED=total is not None,
+        PARTS=parts,
         **blocks.constants,
         num_warps=4,
     )
-    return out
 
 
-def launch_products(g: Tensor, terms: Sequence[Tensor], alive: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over planes of g, (B, C), and of g (y_t - mean_t), (T, B, C)."""
-    blocks = Blocks(g, g.shape[2:].numel())
+def launch_products(g: Tensor, terms: Sequence[Tensor], alive: Tensor, mean: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Sums over planes of g (B, parts C, H, W), (B, C) of its every ``parts``-th channel, and of g (y_t - mean_t), (T, B, C)."""
+    blocks = Blocks(terms[0], g.shape[2:].numel())
     totals, products = blocks.partials(g), blocks.partials(g, len(terms))
-    term_products_kernel[blocks.grid](
-        g, *_four(terms), alive, mean, totals, products, *blocks.sizes, COUNT=len(terms), **blocks.constants, num_warps=4
-    )
+    fixed = {"COUNT": len(terms), "PARTS": parts, **blocks.constants}
+    term_products_kernel[blocks.grid](g, *_four(terms), alive, mean, totals, products, *blocks.sizes, **fixed, num_warps=4)
     return totals.sum(-2), products.sum(-2)
 
 
 def launch_gradients(
-    g: Tensor, terms: Sequence[Tensor], alive: Tensor, mean: Tensor, direct: Tensor, slope: Tensor, constant: Tensor
+    g: Tensor,
+    terms: Sequence[Tensor],
+    alive: Tensor,
+    factors: tuple[Tensor, Tensor, Tensor, Tensor],
+    parts: int,
 ) -> list[Tensor]:
-    """The terms' gradients, constant_t + slope_t (y_t - mean_t) + direct_t g, from factors (T, B, C)."""
-    blocks, found = Blocks(g, g.shape[2:].numel()), [torch.empty_like(y) for y in terms]
+    """The terms' gradients, constant_t + slope_t (y_t - mean_t) + direct_t g; mean, direct, slope and constant are (T, B, C)."""
+    blocks, found = Blocks(terms[0], g.shape[2:].numel()), [torch.empty_like(y) for y in terms]
     term_gradients_kernel[blocks.grid](
         g,
         *_four(terms),
         *_four(found),
         alive,
-        mean,
-        direct,
-        slope,
-        constant,
+        *factors,
         *blocks.sizes,
         COUNT=len(terms),
+        PARTS=parts,
         **blocks.constants,
         num_warps=4,
     )

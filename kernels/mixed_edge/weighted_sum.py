@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from engine.kernels.mixed_edge.batch_sum import BatchSum, serves
 from engine.kernels.mixed_edge.norm import Norm, cotangent_factors, folded, per_row, per_unit, second_factors, statistics
 from engine.kernels.mixed_edge.planes import (
     Spans,
@@ -24,7 +25,7 @@ from engine.kernels.mixed_edge.planes import (
     spans,
     unit_count,
 )
-from engine.kernels.mixed_edge.reference import sum_reference
+from engine.kernels.mixed_edge.reference import placed, sum_reference
 from engine.kernels.transforms import plain_gradients
 
 
@@ -34,6 +35,11 @@ class Layout(NamedTuple):
     norm: Norm
     units: int
     where: Sequence[Spans]
+
+    @classmethod
+    def of(cls, norm: Norm, units: int, alive: Tensor) -> Layout:
+        """That of terms of which ``alive`` (R, T) says which rows take them."""
+        return cls(norm, units, [spans(column, units) for column in alive.T.tolist()])
 
     def planes(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (U, P, C)."""
@@ -52,31 +58,38 @@ class MixedSum(torch.autograd.Function):
     def forward(ctx: Any, norm: Norm, alive: Tensor, *tensors: Any) -> Tensor:
         factors, offset, total, *terms = tensors
         first = channels_behind(terms[0])
-        units = unit_count(first, norm, len(alive))
-        layout = Layout(norm, units, [spans(column, units) for column in alive.T.tolist()])
-        values = [layout.planes(term) for term in terms]
-        mean, rstd = _statistics(values, layout)
-        added = None if offset is None else per_unit(offset.to(mean.dtype), units).unsqueeze(0)
-        scale, shift = folded(*layout.rows(alive, factors, mean.dtype), added, mean, rstd)
-        if total is None:
-            sums = torch.empty_like(values[0]).copy_(shift[0].unsqueeze(1))
-        else:
-            sums = layout.planes(total) + shift[0].unsqueeze(1)
-        for t, y in enumerate(values):
-            add_scaled(sums, y, scale[0, t], layout.where[t])
+        layout = Layout.of(norm, unit_count(first, norm, len(alive)), alive)
+        sums, mean, rstd = added(layout, alive, factors, offset, total, terms)
         ctx.layout = layout
         ctx.save_for_backward(alive, mean, rstd, factors, *terms)
-        return sums.reshape(first.shape).permute(0, 3, 1, 2).to(terms[0].dtype)
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:
         alive, mean, rstd, factors, *terms = ctx.saved_tensors
         _, _, needs_factors, needs_offset, needs_total, *needed = ctx.needs_input_grad
-        differentiate = MixedSumGradient.apply if torch.is_grad_enabled() else _gradients
+        differentiate = MixedSumGradient.apply if torch.is_grad_enabled() else gradients
         arguments = (ctx.layout, tuple(needed), alive, mean, rstd, cotangents[0], factors, *terms)
         dfactors, doffset, *dterms = differentiate(*arguments)[: 2 + len(terms)]
         found = [dfactors if needs_factors else None, doffset if needs_offset else None, cotangents[0] if needs_total else None]
         return None, None, *found, *dterms
+
+
+def sum_on_cpu(
+    norm: Norm,
+    alive: Tensor,
+    factors: Tensor,
+    offset: Tensor | None,
+    total: Tensor | None,
+    *terms: Tensor,
+    parts: int = 1,
+) -> Tensor:
+    """:class:`BatchSum` where it serves, else :class:`MixedSum`; with partial channels every ``parts``-th channel takes it."""
+    if parts > 1:
+        return placed(sum_on_cpu(norm, alive, factors, offset, None, *terms), total, parts)
+    if serves(norm, alive, factors, total, terms):
+        return BatchSum.apply(norm.eps, factors[0], None if offset is None else offset[0], total, *terms)
+    return MixedSum.apply(norm, alive, factors, offset, total, *terms)
 
 
 class MixedSumGradient(torch.autograd.Function):
@@ -85,7 +98,7 @@ class MixedSumGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layout: Layout, needed: tuple[bool, ...], alive: Tensor, *tensors: Any) -> tuple[Any, ...]:
         mean, rstd, g, factors, *terms = tensors
-        *found, totals, products = _gradients(layout, needed, alive, *tensors)
+        *found, totals, products = gradients(layout, needed, alive, *tensors)
         ctx.layout, ctx.needed = layout, needed
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(alive, mean, rstd, totals, products, g, factors, *terms)
@@ -105,6 +118,24 @@ class MixedSumGradient(torch.autograd.Function):
         return *[None] * 5, *found
 
 
+def added(
+    layout: Layout, alive: Tensor, factors: Tensor, offset: Tensor | None, total: Tensor | None, terms: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum (B, C, H, W), and the means and factors (T, U, C) that the terms are normalised with."""
+    first, units = channels_behind(terms[0]), layout.units
+    values = [layout.planes(term) for term in terms]
+    mean, rstd = _statistics(values, layout)
+    more = None if offset is None else per_unit(offset.to(mean.dtype), units).unsqueeze(0)
+    scale, shift = folded(*layout.rows(alive, factors, mean.dtype), more, mean, rstd)
+    if total is None:
+        sums = torch.empty_like(values[0]).copy_(shift[0].unsqueeze(1))
+    else:
+        sums = layout.planes(total) + shift[0].unsqueeze(1)
+    for t, y in enumerate(values):
+        add_scaled(sums, y, scale[0, t], layout.where[t])
+    return sums.reshape(first.shape).permute(0, 3, 1, 2).to(terms[0].dtype), mean, rstd
+
+
 def _statistics(values: list[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     """Means and factors (T, U, C) that the terms are normalised with; terms that no row takes are not read."""
     none = values[0].new_zeros(values[0].shape[0], values[0].shape[2])
@@ -115,7 +146,7 @@ def _statistics(values: list[Tensor], layout: Layout) -> tuple[Tensor, Tensor]:
     return statistics(torch.stack([m for m, _ in pairs]), torch.stack([v for _, v in pairs]), layout.norm)
 
 
-def _gradients(layout: Layout, needed: Sequence[bool], alive: Tensor, *tensors: Any) -> tuple[Any, ...]:
+def gradients(layout: Layout, needed: Sequence[bool], alive: Tensor, *tensors: Any) -> tuple[Any, ...]:
     """Gradients of the factors (R, T, C), the offset (R, C) and the terms; the means of g (U, C) and g z_t (T, U, C)."""
     mean, rstd, cotangent, factors, *terms = tensors
     norm, units, where = layout
@@ -150,7 +181,7 @@ def _gradients(layout: Layout, needed: Sequence[bool], alive: Tensor, *tensors: 
 def _second_gradients(
     ctx: Any, statistics: Sequence[Tensor], cotangent: Tensor, factors: Tensor, terms: Sequence[Tensor], given: Sequence[Any]
 ) -> list[Tensor | None]:
-    """Gradients of the cotangent, the factors and the terms from those of what :func:`_gradients` returns."""
+    """Gradients of the cotangent, the factors and the terms from those of what :func:`gradients` returns."""
     (alive, mean, rstd, totals, products), (norm, units, where) = statistics, ctx.layout
     of_factors, of_offset, *of_terms = given
     needs_g, needs_factors, *needs_terms = ctx.needs_input_grad[5:]
@@ -219,7 +250,7 @@ def _mean(x: Tensor, where: Spans) -> Tensor:
 
 
 def _plain_gradients(norm: Norm, needed: Sequence[bool], alive: Tensor, g: Tensor, *tensors: Tensor) -> list[Tensor | None]:
-    """What :func:`_gradients` computes, in operators of torch."""
+    """What :func:`gradients` computes, in operators of torch."""
     places = [0, *(1 + t for t, wanted in enumerate(needed) if wanted)]
     leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in tensors]
     factors, *terms = leaves

@@ -62,7 +62,7 @@ def test_group(norm: str, stride: int, dtype: torch.dtype, layout: torch.memory_
 
     def exact(x: Tensor, mixture: Tensor, *filters: Tensor) -> list[Tensor]:
         alive, scaled, offset = factors(mixture, None, None, 16)
-        return group_reference(Setting(rule, stride, DILATIONS), alive, x, scaled, offset, *filters)
+        return group_reference(Setting(rule, stride, DILATIONS), alive, x, scaled, offset, None, *filters)
 
     checked(ours, exact, [x, mixture, *filters], dtype)
 
@@ -83,6 +83,26 @@ def test_sum(norm: str, dtype: torch.dtype, layout: torch.memory_format) -> None
         return [sum_reference(rule, alive, scaled, offset, total, *terms)]
 
     checked(ours, exact, [weights, *tensors], dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_partial_channels(stride: int, dtype: torch.dtype) -> None:
+    x = noise(32, 64, 33, 32).to(dtype).contiguous(memory_format=torch.channels_last)
+    mixture, passing = noise(3, 3, address=1).float().softmax(-1), noise(3, address=2).float()
+    mixture[..., 2] *= stride == 1
+
+    def ours(x: Tensor, mixture: Tensor, passing: Tensor) -> list[Tensor]:
+        sums, _ = mixed_edge(x, mixture, norm=Norm(), stride=stride, parts=4, passing=passing)
+        return [mixed_sum([sums[1][:, ::4]], mixture[0, :1], sums[0], norm=Norm(), parts=4), *sums]
+
+    def exact(x: Tensor, mixture: Tensor, passing: Tensor) -> list[Tensor]:
+        alive, scaled, _ = factors(mixture[None], None, None, 16)
+        sums = group_reference(Setting(Norm(), stride, (), 4), alive, x, scaled, None, passing[None])
+        alive, scaled, _ = factors(mixture[None, 0, :1], None, None, 16)
+        return [sum_reference(Norm(), alive, scaled, None, sums[0], sums[1][:, ::4], parts=4), *sums]
+
+    checked(ours, exact, [x, mixture, passing], dtype)
 
 
 def test_second_gradients_and_double_precision() -> None:

@@ -1,11 +1,15 @@
 """Compile kernels for GPUs that are not here and read what the compiler made of them: registers, spills, instructions.
 
-Triton reads its mode (interpret or compile) when a kernel is decorated, so a test file compiles in a process of its own: run as a
-program it prints what it found, and its tests read that from :func:`run_apart`.
+Triton reads its mode (interpret or compile) when a kernel is decorated, so kernels are compiled in processes of their own, two
+for all test files of a session: each prints what the files' ``compile_kernels`` return. Registers and spills are what ptxas
+says, instructions those of the PTX that it is given: tools that read them from the binary take as long as the compiler.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import itertools
 import json
 import os
@@ -20,35 +24,45 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90)
 
-Report = dict[str, dict[str, int]]
+Report = dict[str, dict[str, Any]]
+# Sixteen bytes in one instruction, into registers or asynchronously into shared memory.
+WIDE_LOAD = r"\bld\.global\S*\.v4\.b32|\bld\.global\S*\.v2\.b64|\bcp\.async\.cg"
 
 # Of so many processes that compile the same list this is which; every process takes its turns.
 SHARE, SHARES = int(os.environ.get("AOT_SHARE", 0)), int(os.environ.get("AOT_SHARES", 1))
 _turns = itertools.count()
 
 
-def run_apart(script: str, folder: Path, interpret: bool = False) -> Any:
-    """Run a test file as a program, compiling into ``folder`` or interpreting, and read the JSON that it prints.
+def interpreted(script: str, folder: Path) -> Any:
+    """Run a test file as a program in the interpreter's mode, and read the JSON that it prints."""
+    return json.loads(_finished(_started([script], folder, TRITON_INTERPRET="1")))
 
-    Compilers share the work among two processes, and what they print is put together.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    shares = 1 if interpret else 2
+
+def compiled(modules: Sequence[str], folder: Path) -> dict[str, Report]:
+    """What the ``compile_kernels`` of test modules return, by module: two processes share the kernels, caching in ``folder``."""
     started = []
-    for share in range(shares):
-        own = {"TRITON_CACHE_DIR": str(folder / str(share)), "AOT_SHARE": str(share), "AOT_SHARES": str(shares)}
-        (folder / str(share)).mkdir()
-        settings = environment | own | ({"TRITON_INTERPRET": "1"} if interpret else {})
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen([sys.executable, script], env=settings, stdout=pipe, stderr=pipe, text=True))
-    printed = []
-    for process in started:
-        out, errors = process.communicate()
-        assert process.returncode == 0, errors
-        printed.append(json.loads(out))
-    return printed[0] if interpret else merged(*printed)
+    for share in range(2):
+        own = folder / str(share)
+        own.mkdir()
+        settings = {"AOT_SHARE": str(share), "AOT_SHARES": "2", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_ALWAYS_COMPILE": "1"}
+        started.append(_started([__file__, *modules], own, **settings))
+    one, other = (json.loads(_finished(process)) for process in started)
+    return {module: merged(one[module], other[module]) for module in modules}
+
+
+def _started(arguments: Sequence[str], folder: Path, **settings: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(folder), **settings}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def _finished(process: subprocess.Popen[str]) -> str:
+    """The last line that a program printed."""
+    out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return out.splitlines()[-1]
 
 
 def merged(one: Report, other: Report) -> Report:
@@ -75,8 +89,37 @@ def compile_triton(
         constants: values of constexpr arguments, and of integers that the JIT would specialise because they are 1.
         aligned: arguments that the JIT would find divisible by 16. All pointers are taken to be.
     """
-    if next(_turns) % SHARES != SHARE:
+    made = build_triton(kernel, arguments, constants, arch, aligned=aligned, warps=warps, stages=stages)
+    if made is None:
         return {}
+    ptx, used, shared = made
+    double = len(re.findall(r"\bmma\.sync\S*\.f64", ptx))
+    return {
+        "registers": used["registers"],
+        "spills": used["spills"],
+        "shared": shared,
+        "tensor": len(re.findall(r"\b(?:mma\.sync|wgmma\.mma_async)\b", ptx)) - double,
+        "tensor64": double,
+        "wide loads": len(re.findall(WIDE_LOAD, ptx)),
+    }
+
+
+def build_triton(
+    kernel: Any,
+    arguments: Mapping[str, str],
+    constants: Mapping[str, Any],
+    arch: int,
+    *,
+    aligned: Sequence[str] = (),
+    warps: int = 4,
+    stages: int = 3,
+) -> tuple[str, dict[str, int], int] | None:
+    """The PTX of a configuration, its registers and bytes spilled, and its shared bytes; None where it is another's turn.
+
+    Arguments as of :func:`compile_triton`.
+    """
+    if next(_turns) % SHARES != SHARE:
+        return None
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -85,19 +128,17 @@ def compile_triton(
     signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in names}
     even = [name for name in names if signature[name].startswith("*") or (name in aligned and name not in constants)]
     source = ASTSource(kernel, signature, dict(constants), {(names.index(name),): [["tt.divisibility", 16]] for name in even})
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages})
-    cubin = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-    cubin.write_bytes(built.asm["cubin"])
-    sass = _tool("nvdisasm", "-c", cubin)
-    usage = _tool("cuobjdump", "--dump-resource-usage", cubin)
-    return {
-        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
-        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "shared": built.metadata.shared,
-        "tensor": len(re.findall(r"\bHG?MMA", sass)),
-        "tensor64": len(re.findall(r"\bDMMA", sass)),
-        "wide loads": len(re.findall(r"\bLDG(?:STS)?\.\S*128", sass)),
-    }
+    options = {"num_warps": warps, "num_stages": stages}
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return built.asm["ptx"], usage(log.getvalue()), built.metadata.shared
+
+
+def usage(log: str) -> dict[str, int]:
+    """Registers and spilled bytes, the stack among them, of one kernel of which ptxas tells."""
+    spilled = re.findall(r"(\d+) bytes (?:stack frame|spill (?:stores|loads))", log)
+    assert spilled, log
+    return {"registers": int(re.findall(r"Used (\d+) registers", log)[0]), "spills": sum(map(int, spilled))}
 
 
 def nvcc() -> str | None:
@@ -116,19 +157,10 @@ def compile_cuda(source: Path, arch: int, folder: Path) -> Report:
     assert done.returncode == 0, done.stderr
     kernels: Report = {}
     for part in re.split(r"Compiling entry function '", done.stdout + done.stderr)[1:]:
-        spilled = sum(int(count) for count in re.findall(r"(\d+) bytes (?:stack frame|spill (?:stores|loads))", part))
         shared = re.findall(r"(\d+) bytes smem", part)
-        registers = int(re.findall(r"Used (\d+) registers", part)[0])
-        kernels[part[: part.index("'")]] = {
-            "registers": registers,
-            "spills": spilled,
-            "shared": int(shared[0]) if shared else 0,
-        }
+        kernels[part[: part.index("'")]] = usage(part) | {"shared": int(shared[0]) if shared else 0}
     return kernels
 
 
-def _tool(name: str, *arguments: Any) -> str:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
-    return subprocess.run([tool, *arguments], check=True, capture_output=True, text=True).stdout
+if __name__ == "__main__":
+    print(json.dumps({name: importlib.import_module(name).compile_kernels() for name in sys.argv[1:]}))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aot import ARCHITECTURES, ROOT, Report, compile_cuda, compile_triton, nvcc, run_apart
+from aot import ARCHITECTURES, ROOT, Report, compile_cuda, compile_triton, nvcc
 
 SOURCES = sorted((ROOT / "csrc").glob("*.cu"))
 SMALL_ARCHITECTURE = 89
@@ -16,7 +14,7 @@ SMALL_ARCHITECTURE = 89
 SHARED_LIMIT, SMALL_SHARED_LIMIT = 163 * 1024, 99 * 1024
 
 
-def compile_jacobian_gram() -> Report:
+def compile_kernels() -> Report:
     from engine.kernels import triton_jacobian_gram as jacobian
 
     found = {}
@@ -57,10 +55,8 @@ def compile_jacobian_gram() -> Report:
 
 
 @pytest.fixture(scope="module")
-def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    if find_spec("triton") is None:
-        pytest.skip("triton, whose compiler is asked, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"))
+def triton_kernels(reports: dict[str, Report]) -> Report:
+    return reports[__name__]
 
 
 def test_triton_kernels_do_not_spill_and_fit_in_shared_memory(triton_kernels: Report) -> None:
@@ -96,7 +92,3 @@ def test_cuda_sources_do_not_spill(source: Path, arch: int, tmp_path: Path) -> N
     kernels = compile_cuda(source, arch, tmp_path)
     assert kernels
     assert not {name: made for name, made in kernels.items() if made["spills"] or made["registers"] > 255}
-
-
-if __name__ == "__main__":
-    print(json.dumps(compile_jacobian_gram()))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
 import pytest
-from aot import ARCHITECTURES, Report, compile_triton, run_apart
+from aot import ARCHITECTURES, Report, compile_triton
 
 # Whether the mask comes from bits, and the product's direction: bits, whose place is computed, take the registers.
 MODES = [(True, "forward"), (True, "back"), (False, "forward")]
@@ -148,11 +146,16 @@ def compile_score_gradient(arch: int) -> Report:
     }
 
 
+def compile_kernels() -> Report:
+    built: Report = {}
+    for arch in ARCHITECTURES:
+        built |= compile_updates(arch) | compile_products(arch) | compile_convolutions(arch) | compile_score_gradient(arch)
+    return built
+
+
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    if find_spec("triton") is None:
-        pytest.skip("triton, whose compiler is asked, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"))
+def kernels(reports: dict[str, Report]) -> Report:
+    return reports[__name__]
 
 
 def test_nothing_spills_and_all_fit_in_shared_memory(kernels: Report) -> None:
@@ -174,10 +177,3 @@ def test_products_run_on_tensor_cores_unless_float32_is_to_be_exact(kernels: Rep
     for name, made in products.items():
         exact = "ieee" in name and ("fp32" in name or name.startswith("score"))
         assert (made["tensor"] > 0) != exact, (name, made)
-
-
-if __name__ == "__main__":
-    built: Report = {}
-    for arch in ARCHITECTURES:
-        built |= compile_updates(arch) | compile_products(arch) | compile_convolutions(arch) | compile_score_gradient(arch)
-    print(json.dumps(built))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
-from aot import ARCHITECTURES, Report, compile_triton, run_apart
+from aot import ARCHITECTURES, Report, compile_triton
 
 
-def compile_pointwise() -> Report:
+def compile_kernels() -> Report:
     from engine.kernels import triton_pointwise as module
 
     found: Report = {}
@@ -42,10 +40,8 @@ def compile_pointwise() -> Report:
 
 
 @pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Report:
-    if find_spec("triton") is None:
-        pytest.skip("triton, whose compiler is asked, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"))
+def kernels(reports: dict[str, Report]) -> Report:
+    return reports[__name__]
 
 
 def test_nothing_spills_and_three_blocks_fit(kernels: Report) -> None:
@@ -56,7 +52,3 @@ def test_nothing_spills_and_three_blocks_fit(kernels: Report) -> None:
 def test_products_run_on_tensor_cores_unless_float32_is_to_be_exact(kernels: Report) -> None:
     products = {name: made for name, made in kernels.items() if name.startswith("convolution")}
     assert all((made["tensor"] > 0) != ("fp32 ieee" in name) for name, made in products.items()), products
-
-
-if __name__ == "__main__":
-    print(json.dumps(compile_pointwise()))

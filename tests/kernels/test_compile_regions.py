@@ -5,55 +5,34 @@ The Triton kernels are compiled in a process of their own, since the mode (inter
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-ARCHITECTURES = (80, 90)
+from aot import ARCHITECTURES, ROOT, WIDE_LOAD, Report, build_triton
 
 
 def compiled_for(
     kernel: Any, arguments: dict[str, str], constants: dict[str, Any], arch: int, aligned: tuple[str, ...]
 ) -> dict[str, Any]:
     """What the compiler made of one configuration; integers in ``constants`` are specialised, as the JIT does with ones."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    names = [parameter.name for parameter in kernel.params]
-    signature = {name: "constexpr" if name in constants else arguments[name] for name in names}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned if name not in constants}
-    source = ASTSource(kernel, signature, constants, attributes)
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4})
-    folder = Path(os.environ["TRITON_CACHE_DIR"])
-    cubin = folder / "kernel.cubin"
-    cubin.write_bytes(built.asm["cubin"])
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    usage, sass = (
-        subprocess.run([tools / tool, option, cubin], check=True, capture_output=True, text=True).stdout
-        for tool, option in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
-    )
-    ptx = built.asm["ptx"]
-    return {
-        "registers": int(re.findall(r"REG:(\d+)", usage)[0]),
-        "spills": len(re.findall(r"\b(?:LDL|STL)\b", sass)),
-        "wide loads": len(re.findall(r"\bLDG\.\S*128", sass)),
-        "wide stores": len(re.findall(r"\bSTG\.\S*128", sass)),
+    built = build_triton(kernel, arguments, constants, arch, aligned=aligned)
+    if built is None:
+        return {}
+    ptx, used, _ = built
+    return used | {
+        "wide loads": len(re.findall(WIDE_LOAD, ptx)),
+        "wide stores": len(re.findall(r"\bst\.global\S*\.v4\.b32|\bst\.global\S*\.v2\.b64", ptx)),
         "flushes": ".ftz" in ptx,
         "divisions": sorted(set(re.findall(r"\bdiv\.\w+\.f32", ptx))),
         "fused": "fma." in ptx,
     }
 
 
-def compile_everything() -> dict[str, dict[str, Any]]:
+def compile_kernels() -> Report:
     from engine.kernels.triton_episode import gather_episode_kernel
     from engine.kernels.triton_regions import SMALL_TILE_WORDS, TILE_WORDS, finish_kernel, fold_signs_kernel
 
@@ -106,21 +85,16 @@ def compile_everything() -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, __file__], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+def compiled(reports: dict[str, Report]) -> Report:
+    return reports[__name__]
 
 
-def test_no_triton_kernel_spills(compiled: dict[str, dict[str, Any]]) -> None:
+def test_no_triton_kernel_spills(compiled: Report) -> None:
     assert len(compiled) == len(ARCHITECTURES) * 16
     assert {name: built for name, built in compiled.items() if built["spills"]} == {}
 
 
-def test_triton_kernels_stay_below_their_register_ceilings(compiled: dict[str, dict[str, Any]]) -> None:
+def test_triton_kernels_stay_below_their_register_ceilings(compiled: Report) -> None:
     """128 registers let four programs of four warps share a multiprocessor; the usual case, plain float32 or bfloat16, has 80."""
     over = {
         name: built["registers"]
@@ -130,13 +104,13 @@ def test_triton_kernels_stay_below_their_register_ceilings(compiled: dict[str, d
     assert over == {}
 
 
-def test_plain_neurons_are_read_and_pixels_written_sixteen_bytes_at_a_time(compiled: dict[str, dict[str, Any]]) -> None:
+def test_plain_neurons_are_read_and_pixels_written_sixteen_bytes_at_a_time(compiled: Report) -> None:
     narrow = [name for name, built in compiled.items() if re.match("fold .* plain", name) and not built["wide loads"]]
     narrow += [name for name, built in compiled.items() if re.match("episode sm", name) and not built["wide stores"]]
     assert narrow == []
 
 
-def test_arithmetic_is_what_torch_does(compiled: dict[str, dict[str, Any]]) -> None:
+def test_arithmetic_is_what_torch_does(compiled: Report) -> None:
     """No flushed denormals (their sign counts), rounded divisions, and no product fused into a sum."""
     assert not [name for name, built in compiled.items() if built["flushes"]]
     episodes = [built for name, built in compiled.items() if name.startswith("episode")]
@@ -178,7 +152,3 @@ def test_cuda_source_votes(arch: int, tmp_path: Path) -> None:
     command = [nvcc, "-std=c++17", f"-arch=sm_{arch}", "-ptx", str(ROOT / "csrc" / "regions.cu"), "-o", str(out)]
     subprocess.run(command, check=True, capture_output=True)
     assert out.read_text().count("vote.sync.ballot") >= 2 * 16
-
-
-if __name__ == "__main__":
-    print(json.dumps(compile_everything()))

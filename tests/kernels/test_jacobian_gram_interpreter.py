@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from aot import run_apart
+from aot import interpreted
 from torch import Tensor
 
 from engine.kernels.jacobian_gram import jacobian_gram_reference
@@ -31,7 +31,7 @@ DEPTHWISE = [(1, 1, 1, 1, 1, 1, 1, 1), (2, 6, 3, 5, 4, 17, 3, 3), (1, 2, 2, 7, 6
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     if find_spec("triton") is None:
         pytest.skip("triton, whose interpreter runs the kernels, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"), interpret=True)
+    return interpreted(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from aot import run_apart
+from aot import interpreted
 from torch import Tensor
 
 from engine.kernels.masked import keep, mask, pack
@@ -35,7 +35,7 @@ STEPS = [(1, 1, 1, 1, 1, 1), (1, 3, 5, 10, 7, 9), (3, 2, 17, 34, 33, 35)]
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     if find_spec("triton") is None:
         pytest.skip("triton, whose interpreter runs the kernels, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"), interpret=True)
+    return interpreted(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -279,14 +279,16 @@ def test_first_and_second_gradients_are_those_of_differences(norm: str) -> None:
     assert gradgradcheck(added, leaves, fast_mode=True)
 
 
+@pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_a_sum_of_every_order_are_those_of_modules(norm: str, layout: str) -> None:
-    """Three orders in every argument, a term that one row lacks among them."""
+def test_gradients_of_a_sum_of_every_order_are_those_of_modules(norm: str, layout: str, complete: bool) -> None:
+    """Three orders in every argument, a term that one row lacks among them, or none."""
     rule, rows = NORMS[norm]
-    leaves = [noise(4, 4, 3, 2, address=i).contiguous(memory_format=LAYOUTS[layout]).requires_grad_() for i in range(4)]
+    leaves = [noise(4, 4, 4, 2, address=i).contiguous(memory_format=LAYOUTS[layout]).requires_grad_() for i in range(4)]
     weights = noise(rows, 3, address=4)
-    weights[-1, 1] = 0
+    if not complete:
+        weights[-1, 1] = 0
     leaves += [t.requires_grad_() for t in (weights, noise(3, 4, address=5), noise(3, 4, address=6))]
 
     def own(*tensors: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-from aot import run_apart
+from aot import interpreted
 from torch import Tensor
 
 from engine.kernels.pointwise import convolution_reference
@@ -30,7 +30,7 @@ DTYPES = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     if find_spec("triton") is None:
         pytest.skip("triton, whose interpreter runs the kernels, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"), interpret=True)
+    return interpreted(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

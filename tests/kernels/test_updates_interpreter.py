@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from aot import run_apart
+from aot import interpreted
 from torch import Tensor
 
 from engine.kernels.masked import masked, pack
@@ -26,7 +26,7 @@ DTYPES = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     if find_spec("triton") is None:
         pytest.skip("triton, whose interpreter runs the kernels, is not installed")
-    return run_apart(__file__, tmp_path_factory.mktemp("triton"), interpret=True)
+    return interpreted(__file__, tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
