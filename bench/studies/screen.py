@@ -1,19 +1,20 @@
 """``python -m bench.studies.screen``: do first-order searches (``--screen``) decide as exact ones, within what the seed decides?
 
-Every step is decided four times with the same operations left: exactly and by first-order estimates with the draws of one seed,
-and both with those of another. What the first exact decision prunes is pruned, so that all decisions stay comparable. Printed are
-the shares of equal decisions: exact against exact with another seed is the noise floor; and what the decisions cost, in forward
-passes of the whole supernet and in CPU seconds.
+Every step is decided six times with the same operations left: exactly, by first-order estimates of the condition number
+("screened"), and by such of the regions too ("smooth"), with the draws of one seed and with those of another. What the first
+exact decision prunes is pruned, so that all decisions stay comparable. Printed are the shares of equal decisions: exact against
+exact with another seed is the noise floor; and what the decisions cost, in forward passes of the supernet and in CPU seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from engine.cli import run_command
 from engine.methods.metantk_nas import make_pruning, searched_space, with_width
@@ -25,7 +26,7 @@ from engine.methods.steps import Batch
 from engine.spaces.space import Space
 
 METHODS = {"metantk-nas": MetaNTKNASOptions, "te-nas": TENASOptions}
-KINDS = ("exact", "screened")
+KINDS = ("exact", "screened", "smooth")
 
 
 @dataclass
@@ -34,9 +35,19 @@ class Count:
 
     decisions: int = 0
     by_chance: float = 0.0
-    agreed: Counter[str] = field(default_factory=Counter)
-    passes: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    agreed: dict[str, int] = field(default_factory=lambda: {f"{kind}-{number}": 0 for number in range(2) for kind in KINDS})
+    passes: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(KINDS, 0.0))
+
+    def add(self, other: Count) -> None:
+        """Take in another trajectory's."""
+        self.decisions += other.decisions
+        self.by_chance += other.by_chance
+        for name, agreed in other.agreed.items():
+            self.agreed[name] += agreed
+        for kind in KINDS:
+            self.passes[kind] += other.passes[kind]
+            self.seconds[kind] += other.seconds[kind]
 
     def lines(self) -> list[str]:
         """The table as text."""
@@ -44,13 +55,16 @@ class Count:
             "exact, other seed (the noise floor)": "exact-1",
             "screened, same draws": "screened-0",
             "screened, other seed": "screened-1",
+            "smooth, same draws": "smooth-0",
+            "smooth, other seed": "smooth-1",
         }
         found = [f"{self.decisions} decisions; agreement with the exact search"]
         found += [f"  {name:<38} {self.agreed[key] / self.decisions:.3f}" for name, key in rows.items()]
         found.append(f"  {'by chance':<38} {self.by_chance / self.decisions:.3f}")
         for name, costs, unit in (("cost", self.passes, "forward passes"), ("time", self.seconds, "CPU s")):
-            exact, screened = (costs[kind] / 2 for kind in KINDS)
-            found.append(f"  {name}: exact {exact:.1f}, screened {screened:.1f} {unit} ({exact / screened:.1f} times)")
+            exact, *rest = (costs[kind] / 2 for kind in KINDS)
+            less = [f"{kind} {cost:.1f} ({exact / cost:.1f} times less)" for kind, cost in zip(KINDS[1:], rest, strict=True)]
+            found.append(f"  {name} in {unit}: exact {exact:.1f}, {', '.join(less)}")
         return found
 
 
@@ -58,9 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study and print its table."""
     arguments = _parser().parse_args(argv)
     total = Count()
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("data_root", "seeds", "json")}
     for seed in range(arguments.seeds):
-        compare(_options(arguments, seed), _options(arguments, seed + 1000), total)
+        own = Count()
+        compare(_options(arguments, seed), _options(arguments, seed + 1000), own)
+        total.add(own)
         print(f"after seed {seed}:", *total.lines(), sep="\n", flush=True)
+        if arguments.json:
+            with arguments.json.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"seed": seed, **settings, **asdict(own)}) + "\n")
     return 0
 
 
@@ -70,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--space", default="few-shot-cell")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--data-root", default=None, help="folder that holds the data sets")
+    parser.add_argument("--json", type=Path, default=None, help="append a row for each seed to this file")
     parser.add_argument("--seeds", type=int, default=1, help="exact trajectories (default: %(default)s)")
     for name, default in (("cells", 5), ("channels", 16), ("repeats", 3), ("rescore", 2), ("region-images", 200)):
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
@@ -90,19 +111,23 @@ def compare(options: PruningOptions, other: PruningOptions, total: Count) -> Non
     space = searched_space(options)
     pruning, data = make_pruning(space, options), load_images(options)
     width = with_width(options, space, data.images.shape[-1]).width
-    scorers = [Scorer(replace(each, width=width), space, data) for each in (options, other)]
+    scorers = {
+        f"{kind}-{number}": Scorer(replace(each, width=width, smooth_regions=kind == "smooth"), space, data)
+        for number, each in enumerate((options, other))
+        for kind in KINDS
+    }
     state = pruning.start(space.alive())
     while state.stage == "operations":
         candidates = pruning.candidates(state)
         found = {
-            f"{kind}-{number}": _decided(kind, pruning, scorer, state, candidates, space, total)
-            for number, scorer in enumerate(scorers)
-            for kind in KINDS
+            name: _decided(name.partition("-")[0], pruning, scorer, state, candidates, space, total)
+            for name, scorer in scorers.items()
         }
         truth = set(found["exact-0"].pruned)
         total.decisions += len(truth)
         total.by_chance += sum(1 / sum(state.alive[c][e]) for c, e, _ in truth)
-        total.agreed.update({name: len(truth & set(decision.pruned)) for name, decision in found.items()})
+        for name, decision in found.items():
+            total.agreed[name] += len(truth & set(decision.pruned))
         state = found["exact-0"].state
 
 
@@ -118,8 +143,8 @@ def _decided(
         screened = Screened(candidates, [estimate(scorer, state, candidates, (state.round, r)) for r in repeats])
         decision = race(pruning, scorer, state, state.round, screened, scorer.options.rescore)
         spent = passes(screened)[0]
-    total.seconds[kind] += time.process_time() - clock  # type: ignore[assignment]
-    total.passes[kind] += spent * share  # type: ignore[assignment]
+    total.seconds[kind] += time.process_time() - clock
+    total.passes[kind] += spent * share
     return decision
 
 

@@ -27,6 +27,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Options that say how this one command behaves, not what is computed. They are not written to config.toml.
 INVOCATION = frozenset({"config", "out", "resume", "quiet", "dry_run", "then_train", "nvtx", "profile_steps"})
 
+# Beyond these a slip of the keyboard is likelier than a purpose, and a machine would be busy with it for long.
+MAX_THREADS = 1024
+MAX_CELLS = 1000
+MAX_CHANNELS = 65536
+
 # Images of a set that is bigger than the published search resolution are scaled down to it unless a size is given.
 NATIVE_LIMIT = 32
 
@@ -79,7 +84,11 @@ class RunOptions:
         """Raise a :class:`ConfigurationError` that names the first option whose value cannot be used."""
         if not 0 <= self.seed < 2**63:
             raise ConfigurationError(f"--seed must be in 0 .. 2^63-1, got {self.seed}")
+        for name in ("data_root", "config", "out"):
+            if getattr(self, name) == "":
+                raise ConfigurationError(f"{flag(name)} is empty; name a path or leave the option out")
         self._at_least(1, "threads")
+        self._at_most(MAX_THREADS, "threads")
         self._at_least(0, "profile_steps")
 
     def _at_least(self, least: float, *names: str) -> None:
@@ -87,6 +96,12 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigurationError(f"{flag(name)} must be at least {least}, got {value}")
+
+    def _at_most(self, most: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value <= most:
+                raise ConfigurationError(f"{flag(name)} must be at most {most}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +136,8 @@ class CellOptions(SearchOptions):
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "cells", "channels", "size", "final_edges")
+        self._at_most(MAX_CELLS, "cells")
+        self._at_most(MAX_CHANNELS, "channels")
         if self.channels % min(16, self.channels):
             raise ConfigurationError(f"--channels: GroupNorm(16) cannot divide {self.channels} channels; use a multiple of 16")
 
@@ -148,6 +165,9 @@ class PruningOptions(CellOptions):
     only those nearest to a decision: about 18 times fewer passes in the few-shot space. Region counts stay exact."""
     rescore: int = 2
     """With --screen: removals a round that are scored exactly after all, two of each edge, the nearest to a decision."""
+    smooth_regions: bool = False
+    """With --screen: estimate the change of the region counts too, by the derivative of a smooth surrogate, and count only for
+    the removals that are scored exactly."""
     prune_none: bool = False
     """Let "none" compete in a space that knows it (nas-bench-201). Published searches leave it out: to remove it only rescales an
     edge, which a normalised network hardly feels, so the scores keep it."""
@@ -161,6 +181,8 @@ class PruningOptions(CellOptions):
         parse_bytes(self.memory)
         if self.screen and self.faithful:
             raise ConfigurationError("--screen: the published code scores every removal exactly; leave out --faithful")
+        if self.smooth_regions and not (self.screen and isinstance(self, RegionOptions)):
+            raise ConfigurationError("--smooth-regions: is for --screen in a search that counts linear regions")
         if self.screen and not isinstance(self, EpisodeOptions | BatchOptions):
             raise ConfigurationError("--screen: this method has no kernel; region counts are cheap, and always exact")
 

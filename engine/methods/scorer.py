@@ -156,6 +156,15 @@ class Scorer:
                     raise
         raise ConfigurationError(f"memory does not hold a second-order pass; {_REMEDY}")
 
+    def region_slopes(self, alive: Tensor, draws: Address) -> Slopes:
+        """The supernet's linear regions and the derivatives of their smooth surrogate, with common draws of this address."""
+        assert self.regions is not None
+        with self.watch.phase("data"):
+            patches = self._patches(draws)
+        with self.watch.phase("slopes"):
+            self.regions.draw(draws)
+            return self.regions.slopes(alive, patches)
+
     def _images(self, address: Address) -> Tensor:
         """Images of one kernel: queries of all tasks, then supports of all tasks (augmented as TE-NAS does), or a plain batch."""
         options, data = self.options, self.data

@@ -1,37 +1,36 @@
 """First-order search: all removals of a round ranked by one second-order pass, the doubtful ones scored exactly.
 
 The drop of log kappa by a removal is estimated by its derivative along the removal's own direction
-(:func:`engine.scoring.ablations.removal_slopes`), for every candidate from one pass a repeat
-(:mod:`engine.scoring.first_order`). Linear regions are counted exactly for every candidate, without a smooth surrogate: a count
-takes 1/5000 of the multiply-adds of an exact kernel score at the published size, and 1/200 at the default's, where it is then a
-third of a screened search's CPU time.
+(:func:`engine.scoring.ablations.removal_slopes`), for all from one pass a repeat (:mod:`engine.scoring.first_order`). Linear
+regions are counted for every candidate, a third of the CPU time at the default's size; ``smooth_regions`` estimates them too, by
+a surrogate's derivative (:mod:`engine.scoring.smooth_regions`), 70 times faster.
 
-Racing: for each edge the removal that would be pruned and the one that comes next are a pair. The pairs whose estimated
-difference is smallest, in its standard errors over repeats, are scored exactly, repeat by repeat, until the interval of the exact
-difference leaves zero out or the repeats end. Estimates overshoot, because a removal is not a small step: they are shrunk by the
-slope of exact on estimated changes that the step's own exact scores show.
+Racing: for each edge the removal that would be pruned and the next are a pair. The pairs whose estimated difference is smallest,
+in its standard errors over repeats, are scored exactly, repeat by repeat, until the interval of the exact difference leaves zero
+out or the repeats end. Estimates overshoot, because a removal is not a small step: they are shrunk by the slope of exact on
+estimated changes that the step's own exact scores show.
 
-``python -m bench.studies.screen`` measures how often this decides as the exact search does, beside how often two exact searches
-with different seeds do.
+``python -m bench.studies.screen`` measures how often this decides as the exact search, beside how often another seed does.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from engine.methods.estimates import Estimate, estimate_from_json, estimate_to_json, scores_from_json, scores_to_json
 from engine.methods.options import NATIVE_LIMIT, PruningOptions
 from engine.methods.pruning import Candidate, Decision, Mask, Pruning, Record, State
 from engine.methods.scorer import Scorer
 from engine.methods.steps import StepWork, score_line
 from engine.runs.distribution import ALONE, Ranks
 from engine.runs.profiling import step_begins
-from engine.scoring.ablations import Address, forward_macs, removal_slopes
+from engine.scoring.ablations import Address, Slopes, forward_macs, removal_slopes
 from engine.scoring.first_order import PASSES
 from engine.scoring.result import Score
 from engine.spaces.mixture import without
@@ -53,30 +52,28 @@ EXACT_PASSES = 3
 Place = tuple[Candidate, int]
 
 
-class Estimate(NamedTuple):
-    """One repeat: the supernet's scores, and each candidate's estimated change of log kappa (None: unknown) and regions."""
-
-    supernet: dict[str, Score]
-    changes: list[float | None]
-    regions: list[Score]
-
-
 @dataclass
 class Screened:
-    """What a step knows: the estimates of its repeats, and exact condition numbers by (candidate, repeat)."""
+    """What a step knows: its repeats' estimates; by (candidate, repeat) exact condition numbers, and counts where estimated."""
 
     candidates: list[Candidate]
     estimates: list[Estimate] = field(default_factory=list)
     exact: dict[Place, Score] = field(default_factory=dict)
+    counted: dict[Place, Score] = field(default_factory=dict)
 
     def share(self) -> float:
-        """What exact changes are of estimated ones: a line through zero, 1 where nothing has been scored exactly."""
+        """What exact changes of log kappa are of estimated ones."""
         pairs = [(self.change(c, r), exact) for (c, r) in self.exact if (exact := self.exact_change(c, r)) is not None]
-        known = [(estimate, exact) for estimate, exact in pairs if estimate is not None]
-        square = sum(estimate * estimate for estimate, _ in known)
-        if square == 0:
-            return 1.0
-        return min(1.0, max(SMALLEST_SHARE, sum(estimate * exact for estimate, exact in known) / square))
+        return _share([(estimate, exact) for estimate, exact in pairs if estimate is not None])
+
+    def region_share(self) -> float:
+        """The same of the logarithms of region counts, 1 where none is estimated."""
+        pairs = []
+        for (candidate, repeat), after in self.counted.items():
+            before, estimated = self._region_estimate(candidate, repeat)
+            if before.ok and after.ok:
+                pairs.append((math.log(estimated.value / before.value), math.log(after.value / before.value)))
+        return _share(pairs)
 
     def change(self, candidate: Candidate, repeat: int) -> float | None:
         """The estimated change of log kappa, at most :data:`LARGEST` either way."""
@@ -90,12 +87,12 @@ class Screened:
 
     def records(self) -> list[Record]:
         """For :meth:`~engine.methods.pruning.Pruning.decide`: exact scores where there are, shrunk estimates elsewhere."""
-        share, found = self.share(), []
+        share, region_share, found = self.share(), self.region_share(), []
         for repeat, estimate in enumerate(self.estimates):
-            for place, candidate in enumerate(self.candidates):
+            for candidate in self.candidates:
                 ablated = {"condition": self._condition(candidate, repeat, share)}
                 if estimate.regions:
-                    ablated["regions"] = estimate.regions[place]
+                    ablated["regions"] = self._region(candidate, repeat, region_share)
                 found.append(Record(candidate, repeat, estimate.supernet, ablated))
         return found
 
@@ -106,6 +103,27 @@ class Screened:
         if change is None:
             return replace(before)  # unknown: as if nothing changed; a supernet that is not ok is left out anyway
         return Score(before.value * math.exp(share * change), "ok", before.name)
+
+    def _region(self, candidate: Candidate, repeat: int, share: float) -> Score:
+        if (candidate, repeat) in self.counted:
+            return self.counted[candidate, repeat]
+        before, estimated = self._region_estimate(candidate, repeat)
+        if share == 1.0 or not (before.ok and estimated.ok):
+            return estimated
+        return replace(estimated, value=before.value * (estimated.value / before.value) ** share)
+
+    def _region_estimate(self, candidate: Candidate, repeat: int) -> tuple[Score, Score]:
+        """The supernet's regions, and what is known of the candidate's without a race."""
+        estimate = self.estimates[repeat]
+        return estimate.supernet["regions"], estimate.regions[self.candidates.index(candidate)]
+
+
+def _share(pairs: Sequence[tuple[float, float]]) -> float:
+    """Slope of exact changes on estimated ones, a line through zero; 1 where there are none."""
+    square = sum(estimate * estimate for estimate, _ in pairs)
+    if square == 0:
+        return 1.0
+    return min(1.0, max(SMALLEST_SHARE, sum(estimate * exact for estimate, exact in pairs) / square))
 
 
 def screen(
@@ -141,7 +159,8 @@ def screen(
     records = screened.records()
     for record in records:
         estimated = (record.candidate, record.repeat) not in screened.exact
-        run.append("scores.jsonl", {**score_line(scorer.space, work, record), "condition_estimated": estimated})
+        flags = {"condition_estimated": estimated} | ({"regions_estimated": estimated} if options.smooth_regions else {})
+        run.append("scores.jsonl", score_line(scorer.space, work, record) | flags)
     spent, full = passes(screened)
     share = cost_share(scorer.space, work.state.alive, options)
     work.rescored += len(screened.exact)
@@ -159,16 +178,35 @@ def estimate(scorer: Scorer, state: State, candidates: Sequence[Candidate], draw
     if found.gradient is not None:
         changes = list(removal_slopes(found.gradient, alive, candidates))
     supernet, regions = {"condition": found.score}, []
-    if scorer.regions is not None:
+    if scorer.regions is not None and scorer.options.smooth_regions:
+        slopes = scorer.region_slopes(alive, draws)
+        supernet["regions"] = slopes.score
+        regions = _estimated_regions(slopes, alive, candidates)
+    elif scorer.regions is not None:
         (supernet["regions"],) = scorer.counts(alive.unsqueeze(0), draws, draws)
         for part in without(alive, list(candidates)).split(scorer.width):
             regions += scorer.counts(part, draws, draws)
     return Estimate(supernet, changes, regions)
 
 
-def exact(scorer: Scorer, state: State, candidate: Candidate, draws: Address) -> Score:
-    """The condition number of one removal."""
-    return scorer.conditions(without(torch.tensor(state.alive), [candidate]), draws, draws, draws)[0]
+def _estimated_regions(slopes: Slopes, alive: torch.Tensor, candidates: Sequence[Candidate]) -> list[Score]:
+    """What the smooth surrogate expects of each removal, at most :data:`LARGEST` in the logarithm either way; the supernet's own
+    count where there are no derivatives.
+    """
+    before = slopes.score
+    if slopes.gradient is None:
+        return [replace(before) for _ in candidates]
+    changes = removal_slopes(slopes.gradient, alive, candidates)
+    return [Score(before.value * math.exp(max(-LARGEST, min(LARGEST, change))), "ok", before.name) for change in changes]
+
+
+def exact(scorer: Scorer, state: State, candidate: Candidate, draws: Address) -> dict[str, Score]:
+    """The condition number of one removal and, where regions are estimated, their count."""
+    removed = without(torch.tensor(state.alive), [candidate])
+    found = {"condition": scorer.conditions(removed, draws, draws, draws)[0]}
+    if scorer.regions is not None and scorer.options.smooth_regions:
+        found["regions"] = scorer.counts(removed, draws, draws)[0]
+    return found
 
 
 def pairs(state: State, decision: Decision) -> list[tuple[Candidate, Candidate]]:
@@ -214,14 +252,16 @@ def race(
     for repeat in range(len(screened.estimates)):
         places = [(candidate, repeat) for pair in racing for candidate in pair]
 
-        def score(number: int, places: list[Place] = places) -> list[Any]:
+        def score(number: int, places: list[Place] = places) -> dict[str, Any]:
             candidate, repeat = places[number]
-            found = exact(scorer, state, candidate, (step, repeat))
-            return [repr(found.value), found.status, found.name]
+            return scores_to_json(exact(scorer, state, candidate, (step, repeat)))
 
         label = f"step {step} race {repeat}"
-        for place, (value, status, name) in zip(places, ranks.deal(label, len(places), score, stop), strict=True):
-            screened.exact[place] = Score(float(value), status, name)
+        for place, value in zip(places, ranks.deal(label, len(places), score, stop), strict=True):
+            scores = scores_from_json(value)
+            screened.exact[place] = scores["condition"]
+            if "regions" in scores:
+                screened.counted[place] = scores["regions"]
         known = {pair: [_exact_pair(screened, pair, r) for r in range(repeat + 1)] for pair in racing}
         racing = [pair for pair in racing if separation(known[pair]) < SEPARATED]
     return pruning.decide(state, screened.records())
@@ -237,22 +277,6 @@ def passes(screened: Screened) -> tuple[int, int]:
     """
     repeats = len(screened.estimates)
     return repeats * PASSES + EXACT_PASSES * len(screened.exact), repeats * EXACT_PASSES * (1 + len(screened.candidates))
-
-
-def estimate_to_json(found: Estimate) -> dict[str, Any]:
-    """Plain JSON types, floats exact; :func:`estimate_from_json` reads them back."""
-    return {
-        "supernet": {name: [repr(s.value), s.status, s.name] for name, s in found.supernet.items()},
-        "changes": [None if change is None else repr(change) for change in found.changes],
-        "regions": [[repr(s.value), s.status, s.name] for s in found.regions],
-    }
-
-
-def estimate_from_json(value: Mapping[str, Any]) -> Estimate:
-    """Read :func:`estimate_to_json`'s form."""
-    scores = {name: Score(float(text), status, label) for name, (text, status, label) in value["supernet"].items()}
-    regions = [Score(float(text), status, label) for text, status, label in value["regions"]]
-    return Estimate(scores, [None if text is None else float(text) for text in value["changes"]], regions)
 
 
 def cost_share(space: Space, alive: Mask, options: PruningOptions) -> float:

@@ -18,6 +18,7 @@ from engine.scoring.first_order import slope
 from engine.scoring.kernels import gram
 from engine.scoring.regions import linear_regions
 from engine.scoring.result import Score
+from engine.scoring.smooth_regions import smooth_regions
 from engine.spaces.cost import count
 from engine.spaces.genotype import Genotype
 from engine.spaces.mixture import Mixture, uniform
@@ -118,7 +119,7 @@ class KernelScorer:
 
 @dataclass(frozen=True)
 class Slopes:
-    """A condition number and the derivatives of its logarithm by the operation weights, float64 (T, E, O) on the host.
+    """A score and the derivatives of its logarithm by the operation weights, float64 (T, E, O) on the host.
 
     None where the number is not ``ok`` or a derivative is not finite.
     """
@@ -175,6 +176,19 @@ class RegionScorer:
         repeated = [batch.to(device).repeat(groups, 1, 1, 1) for batch in batches]
         found = linear_regions(self.model, repeated, groups=groups, forward=lambda model, x: model(x, mixture))
         return found if isinstance(found, list) else [found]
+
+    def slopes(self, alive: Tensor, batches: list[Tensor]) -> Slopes:
+        """Linear regions of one architecture ``alive`` (T, E, O), and the derivatives of the logarithm of their smooth surrogate
+        (:func:`engine.scoring.smooth_regions.smooth_regions`) by all operation weights at once.
+        """
+        (score,) = self.scores(alive.unsqueeze(0), batches)
+        device = self.model.classifier.weight.device
+        weights = uniform(alive, device=device).weights.requires_grad_()
+        with torch.enable_grad():
+            surrogate = smooth_regions(lambda x: self.model(x, Mixture(weights, alive)), [batch.to(device) for batch in batches])
+            (gradient,) = torch.autograd.grad(surrogate.log(), weights)
+        gradient = gradient.double().cpu()
+        return Slopes(score, gradient if score.ok and bool(gradient.isfinite().all()) else None)
 
 
 def bytes_per_architecture(space: Space, *, cells: int, channels: int, size: int, samples: int, itemsize: int) -> int:

@@ -58,7 +58,7 @@ class Geometry(NamedTuple):
         """x * k."""
         if _is_depthwise(k, self.groups):
             return depthwise.convolve(x, k, *self[:3])
-        return F.conv2d(x, k, None, *self)
+        return F.conv2d(_innermost(x) if x.shape[1] == 1 else x, k, None, *self)
 
     def input_gradient(self, g: Tensor, k: Tensor, size: Sequence[int]) -> Tensor:
         """d <g, x * k> / dx for inputs of ``size`` (H, W)."""
@@ -87,6 +87,15 @@ POINTWISE = Geometry(ONE, ZERO, ONE, 1)
 
 def _memory_format(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.stride(1) == 1 else torch.contiguous_format
+
+
+def _innermost(x: Tensor) -> Tensor:
+    """Images of one channel, (N, 1, H, W), with strides that say channels lie innermost.
+
+    They have either memory format, and the library would put the channels of all that follows outermost.
+    """
+    _, _, height, width = x.shape
+    return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
 
 
 def _is_depthwise(k: Tensor, groups: int) -> bool:

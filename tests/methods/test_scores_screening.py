@@ -14,19 +14,17 @@ from torch.distributed import HashStore
 
 from bench.studies.screen import main as study
 from engine.errors import ConfigurationError, Interrupted
+from engine.methods.estimates import Estimate, estimate_from_json, estimate_to_json
 from engine.methods.metantk_nas import make_pruning, with_width
-from engine.methods.options import MetaNTKNASOptions, TENASOptions
+from engine.methods.options import BatchOptions, MetaNTKNASOptions, TENASOptions
 from engine.methods.pruning import Candidate
 from engine.methods.scorer import Scorer, load_images
 from engine.methods.screening import (
     EXACT_PASSES,
     LARGEST,
     PASSES,
-    Estimate,
     Screened,
     estimate,
-    estimate_from_json,
-    estimate_to_json,
     exact,
     passes,
     screen,
@@ -70,6 +68,15 @@ def test_a_screened_search_leaves_a_whole_run(tmp_path, method):
     assert (tmp_path / "run" / "genotype.json").is_file()
 
 
+def test_regions_too_can_be_estimated(tmp_path):
+    result = search(tmp_path / "run", "te-nas", "--repeats", "2", "--rescore", "4", "--smooth-regions")
+    rows = [line for line in lines(tmp_path / "run") if line["stage"] == "operations"]
+    counted = [row for row in rows if not row["regions_estimated"]]
+    assert len(counted) == result["screening"]["rescored"]
+    assert all(row["regions"].is_integer() for row in counted)
+    assert any(not row["regions"].is_integer() for row in rows)
+
+
 def test_stopped_and_resumed_is_the_same(tmp_path, monkeypatch):
     search(tmp_path / "whole", "te-nas", "--repeats", "2")
 
@@ -107,6 +114,12 @@ def test_what_cannot_be_screened_is_said(tmp_path, words, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("options", [TENASOptions(smooth_regions=True), BatchOptions(screen=True, smooth_regions=True)])
+def test_only_a_screened_search_that_counts_regions_estimates_them(options):
+    with pytest.raises(ConfigurationError, match="--smooth-regions: is for --screen"):
+        options.validate()
+
+
 def prepared(options):
     data = load_images(options)
     options = with_width(options, TOY, data.images.shape[-1])
@@ -128,7 +141,7 @@ def test_supernet_and_regions_are_those_of_the_exact_search():
         changed[candidate] = False
         (own,) = scorer.scores(changed.unsqueeze(0), (0, 1), (0, 1), (0, 1), (0, 1))
         assert regions == own["regions"]
-        assert exact(scorer, state, candidate, (0, 1)).value == pytest.approx(own["condition"].value, rel=1e-4)
+        assert exact(scorer, state, candidate, (0, 1))["condition"].value == pytest.approx(own["condition"].value, rel=1e-4)
     assert estimate_from_json(json.loads(json.dumps(estimate_to_json(found)))) == found
 
 
@@ -208,6 +221,17 @@ def test_estimates_are_shrunk_by_what_the_exact_scores_show():
     assert passes(screened) == (2 * PASSES + 2 * EXACT_PASSES, 2 * 3 * EXACT_PASSES)
 
 
+def test_estimated_regions_are_shrunk_by_the_counts_of_the_race():
+    supernet = {"condition": Score(10.0), "regions": Score(50.0)}
+    estimated = [Score(50.0 * math.exp(0.4)), Score(50.0 * math.exp(-0.2))]
+    screened = Screened([A, B], [Estimate(supernet, [0.1, 0.1], estimated)])
+    assert [record.ablated["regions"] for record in screened.records()] == estimated
+    screened.counted[A, 0] = Score(50.0 * math.exp(0.1))
+    assert screened.region_share() == pytest.approx(0.25)
+    values = [record.ablated["regions"].value for record in screened.records()]
+    assert values == pytest.approx([50 * math.exp(0.1), 50 * math.exp(-0.05)])
+
+
 def test_what_is_not_usable_tells_nothing():
     screened = made([(None, 0.1)])
     assert screened.records()[0].ablated["condition"].value == 10.0
@@ -225,8 +249,11 @@ def test_separation_counts_standard_errors():
     assert separation([(1.0, 0.0), (2.0, 0.0), (3.0, 0.0)]) == pytest.approx(2 / (1 / math.sqrt(3)))
 
 
-def test_study(capsys):
-    assert study(["--cells", "2", "--channels", "2", "--repeats", "1", "--region-images", "10", "--space", "toy_space:TOY"]) == 0
+def test_study(tmp_path, capsys):
+    words = "--cells 2 --channels 2 --repeats 1 --region-images 10 --space toy_space:TOY --seeds 1 --json"
+    assert study([*words.split(), str(tmp_path / "rows.jsonl")]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "rows.jsonl").open()]
+    assert row["agreed"]["exact-0"] == row["decisions"] == 20
     printed = capsys.readouterr().out
     assert "20 decisions; agreement with the exact search" in printed
     assert "the noise floor" in printed

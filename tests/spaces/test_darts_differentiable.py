@@ -87,6 +87,13 @@ def test_under_transforms_they_are_the_librarys() -> None:
     torch.testing.assert_close(torch.vmap(own)(x[None])[0], own(x))
 
 
+def test_images_of_one_channel_make_maps_with_channels_innermost() -> None:
+    own, x = Convolution.of(nn.Conv2d(1, 3, 3, padding=1, bias=False).double()), draw(2, 1, 4, 5)
+    assert own(x).is_contiguous(memory_format=torch.channels_last)
+    assert own(x.detach().mT.contiguous().mT).is_contiguous(memory_format=torch.channels_last)
+    assert gradgradcheck(lambda x, w: functional_call(own, {"weight": w}, (x,)), (x, own.weight.detach().requires_grad_()))
+
+
 def test_held_weights_get_no_gradient() -> None:
     own = Convolution.of(nn.Conv2d(2, 2, 3, groups=2, bias=False).double())
     x = draw(1, 2, 5, 5)

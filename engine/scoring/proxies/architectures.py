@@ -42,8 +42,9 @@ def plain_scores(model: Supernet, alive: Tensor, batch: LabelledBatch, wanted: C
 
     ``model`` has batch statistics for norms (``norm="batchstat"``). All but synflow come from one forward pass of G*N samples, a
     backward pass to the images where jacov or epe_nas is wanted, and one to the layers with per-sample weight gradients where a
-    proxy of the loss is. Equal to :func:`~engine.scoring.proxies.scores.scores` of each network alone with the same weights, up
-    to rounding.
+    proxy of the loss is. Up to rounding these are what :func:`~engine.scoring.proxies.scores.scores` gives of each network alone
+    with the same weights, if no operation is alive that nothing feeds (:func:`engine.spaces.nas_bench_201.reached`): its
+    rectifier would count.
     """
     found: list[dict[str, Score]] = [{} for _ in alive]
     if set(wanted) & {*PATTERNS, *JACOBIANS, *LOSS}:
@@ -76,16 +77,18 @@ def _watched(model: Supernet, alive: Tensor, batch: LabelledBatch, wanted: Colle
     """What one forward pass, and backward passes from it, show."""
     groups, samples = len(alive), len(batch.images)
     with_loss = bool(set(wanted) & set(LOSS))
-    patterns = Patterns(samples, groups)
+    patterns = Patterns(samples, groups) if set(wanted) & set(PATTERNS) else None
     stands, watch = _tracked(model) if with_loss else (stand_ins(model, set()), None)
     mixture = uniform(alive, device=batch.images.device)
 
     def body() -> list[dict[str, Score]]:
         x = batch.images.repeat(groups, 1, 1, 1).requires_grad_(bool(set(wanted) & set(JACOBIANS)))
-        with torch.set_grad_enabled(with_loss or x.requires_grad), watch or nullcontext(), patterns:
+        with torch.set_grad_enabled(with_loss or x.requires_grad), watch or nullcontext(), patterns or nullcontext():
             y = model(x, mixture)
-        patterns.see_outputs(y)
-        found = [{name: score for name, score in each.items() if name in wanted} for each in patterns.scores()]
+        found: list[dict[str, Score]] = [{} for _ in alive]
+        if patterns is not None:
+            patterns.see_outputs(y)
+            found = [{name: score for name, score in each.items() if name in wanted} for each in patterns.scores()]
         if x.requires_grad:
             (gradient,) = torch.autograd.grad(y.sum(), x, retain_graph=with_loss)
             rows = gradient.flatten(1).double().cpu().unflatten(0, (groups, samples)).numpy()
