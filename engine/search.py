@@ -23,6 +23,7 @@ from engine.methods.options import CellOptions, RunOptions, suggestion
 from engine.methods.registry import SEARCH, Command, Method
 from engine.runs.config import CONFIG_NAME, choose, free_directory, resolve, restarted, to_toml
 from engine.runs.distribution import Ranks, joined, world_size
+from engine.runs.signals import leaving
 from engine.spaces.space import get_space
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def start(command: Command, argv: Sequence[str]) -> int:
     options = resolve(method, words, command)
     check_inputs(options)
     check_sharing(method, options)
-    with joined(options.device) as ranks:
+    with leaving(), joined(options.device) as ranks:
         finished = ranks.lead and bool(options.resume and options.out) and _finished(Path(options.out or ""))
         if ranks.share("finished", finished):
             if ranks.lead:

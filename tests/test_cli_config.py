@@ -107,6 +107,12 @@ def test_resolution() -> None:
         (["--data-root", "\udcff"], "--data-root: expected text or none"),
         (["--config", "not/there.toml"], "not/there.toml: cannot read the configuration (No such file or directory)"),
         (["--resume", "--out", "not/there"], "not/there holds no run to resume"),
+        (["--out", ""], "--out is empty"),
+        (["--config", ""], "--config is empty"),
+        (["--cells", "100000"], "--cells must be at most 1000"),
+        (["--channels", "1600000"], "--channels must be at most 65536"),
+        (["--threads", "100000"], "--threads must be at most 1024"),
+        (["--", "--seed", "1"], "'--' has no meaning here"),
     ],
 )
 def test_bad_command_lines(argv: list[str], said: str) -> None:

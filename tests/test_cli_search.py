@@ -194,6 +194,7 @@ def test_dry_run_leaves_nothing(place: Path, capsys: pytest.CaptureFixture[str])
     [
         (["--data", "digts"], 2, "did you mean 'digits'?"),
         (["--space", "nowhere"], 2, "space: unknown 'nowhere'"),
+        (["--space", ".nowhere:SPACE"], 2, "space: cannot import '.nowhere:SPACE'"),
         (["--data-root", "not/there"], 3, "there is no folder not/there"),
         (["--data", "omniglot", "--data-root", "not/there"], 3, "to get it: "),
         (["--out", "toy_method_for_tests.py"], 2, "toy_method_for_tests.py"),

@@ -112,6 +112,8 @@ def test_drop_path_and_bfloat16_train(place: Path) -> None:
     [
         (["--network", "nothing"], 2, "--network: 'nothing' is no file, run directory or known network"),
         (["--network", "conv4"], 2, "four poolings need images of at least 16"),
+        (["--network", "resnet12"], 2, "--network: images of 8 pixels are too small for resnet12"),
+        (["--batch", "1"], 2, "--batch must be at least 2"),
         (["--tests", "50w1s"], 2, "50 ways need 50 classes"),
         (["--batch", "100000"], 2, "--batch 100000"),
         (["--data", "omniglot", "--data-root", "."], 3, "data set omniglot not found"),

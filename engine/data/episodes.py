@@ -77,7 +77,9 @@ def sample_images(data: ImageSet, split: str, count: int, *, seed: int, address:
     """
     order = data.members(split).order
     if not 1 <= count <= len(order):
-        raise ConfigurationError(f"{count} images asked of split {split!r} of {data.name}, which holds {len(order)}")
+        raise ConfigurationError(
+            f"{count} images asked of split {split!r} of {data.name}, which holds {len(order)}; ask for fewer"
+        )
     return order[permutation(len(order), stream(seed, "images", *address))[:count]].to(data.images.device)
 
 

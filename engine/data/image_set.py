@@ -16,6 +16,10 @@ from engine.data.names import SPLITS
 from engine.errors import ConfigurationError
 
 CHUNK = 4096
+HOW_TO_SPLIT = {
+    "npz": " (an array 'split' gives each class train, val or test)",
+    "folder": " (folders train/, val/ and test/ or a split.json name the classes of each)",
+}
 
 
 class Members(NamedTuple):
@@ -67,7 +71,8 @@ class ImageSet:
             raise ConfigurationError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         if not self.class_splits.get(split):
             present = ", ".join(s for s in SPLITS if self.class_splits.get(s))
-            raise ConfigurationError(f"data set {self.name} holds no classes in split {split!r}; it has {present or 'no split'}")
+            message = f"data set {self.name} holds no classes in split {split!r}; it has {present or 'no split'}"
+            raise ConfigurationError(f"{message}{HOW_TO_SPLIT.get(self.name.partition(':')[0], '')}")
         return self.class_splits[split]
 
     def members(self, split: str) -> Members:

@@ -32,7 +32,10 @@ def region_patches(
         images = resize(images, source_size)
     channels, height, width = images.shape[1:]
     if not 1 <= patch <= min(height, width):
-        raise ConfigurationError(f"patch must lie between 1 and {min(height, width)} for {height}x{width} images, not {patch}")
+        raise ConfigurationError(
+            f"linear regions are counted on crops of {patch}x{patch} pixels, which images of {height}x{width} do not hold; "
+            "give a larger size"
+        )
     generator = stream(seed, "patches", *address)
     tops = torch.randint(height - patch + 1, (count,), generator=generator).to(images.device)
     lefts = torch.randint(width - patch + 1, (count,), generator=generator).to(images.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from engine.errors import ConfigurationError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif")
+OTHER_SUFFIXES = (".tif", ".tiff", ".jp2", ".heic", ".avif")  # leaving these out without a word would be a smaller data set
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF")
 GREY_MODES = ("1", "L", "LA")
 MAX_PIXELS = 64_000_000
@@ -27,7 +29,8 @@ class Picture(NamedTuple):
 
 def file_picture(path: Path) -> Picture:
     """Return the picture of a file on disk."""
-    return Picture(str(path), lambda: path.open("rb"))
+    # Without waiting: nobody may ever write to a pipe.
+    return Picture(str(path), lambda: open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)))
 
 
 def decode(

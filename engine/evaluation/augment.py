@@ -14,12 +14,20 @@ from torch.nn import functional as F
 
 from engine.data.augment import horizontal_flip, normalise, random_crop
 from engine.data.image_set import ImageSet
+from engine.errors import ConfigurationError
 
 CROP_TRIES = 10
+COLOURED = ("rfs", "imagenet")
 
 
 def augment(data: ImageSet, images: Tensor, name: str, generator: torch.Generator) -> Tensor:
-    """Apply the pipeline ``name`` of :data:`PIPELINES` to uint8 images of ``data`` and normalise them."""
+    """Apply the pipeline ``name`` of :data:`PIPELINES` to uint8 images of ``data`` and normalise them.
+
+    Colours of images that are neither grey nor RGB cannot be changed: a :class:`~engine.errors.ConfigurationError`.
+    """
+    if name in COLOURED and images.shape[1] not in (1, 3):
+        problem = f"changes colours, but {data.name} has {images.shape[1]} channels"
+        raise ConfigurationError(f"--augmentation {name} {problem}; take none, drawing, photo or crop")
     return normalise(PIPELINES[name](images, generator), data.mean, data.std)
 
 
@@ -46,7 +54,9 @@ def random_affine(
 
 
 def reflect_crop(images: Tensor, generator: torch.Generator, *, padding: int) -> Tensor:
-    """Cut a window of the original size out of images (N, C, H, H) that are mirrored ``padding`` pixels beyond their borders."""
+    """Cut a window of the original size out of images (N, C, H, H) that are mirrored ``padding`` pixels beyond their borders, or
+    as many as they have."""
+    padding = min(padding, images.shape[-1] - 1)
     padded = F.pad(images.float(), (padding,) * 4, mode="reflect").to(images.dtype)
     return random_crop(padded, generator, padding=0, size=images.shape[-1])
 
@@ -69,7 +79,9 @@ def colour_jitter(images: Tensor, generator: torch.Generator, *, strength: float
 
 def hue_shift(images: Tensor, generator: torch.Generator, *, strength: float) -> Tensor:
     """Turn the hue of each float image (N, 3, H, W) in 0 .. 255 by a share of the circle drawn within ±``strength``; saturation
-    and value stay (torchvision's ``hue``)."""
+    and value stay (torchvision's ``hue``). Grey images (N, 1, H, W) have none and stay as they are."""
+    if images.shape[1] == 1:
+        return images
     turns = strength * (2 * torch.rand(len(images), 1, 1, generator=generator, device=generator.device) - 1)
     value, largest = images.max(1)
     spread = value - images.amin(1)

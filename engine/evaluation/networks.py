@@ -18,7 +18,7 @@ from engine.spaces.darts import has_noise, with_units
 from engine.spaces.genotype import Genotype
 from engine.spaces.network import CellNetwork, build_network
 from engine.spaces.networks import WRN28, Conv4, ResNet12
-from engine.spaces.space import get_space
+from engine.spaces.space import SPACES, get_space
 from engine.spaces.supernet import initialise
 
 RFS_WIDTHS = (64, 160, 320, 640)
@@ -72,8 +72,11 @@ def make_network(
     """
     network: nn.Module
     if genotype is None:
+        _check_size(options.network, classes, channels_in, size)
         network = REFERENCES[options.network](classes, channels_in, size)
     else:
+        if options.space is None and genotype.space not in SPACES:
+            raise ConfigurationError(f"--network: its genotype is of the space {genotype.space!r}; add --space MODULE:NAME of it")
         space = get_space(options.space) if options.space else None
         if has_noise(genotype):
             if not noise:
@@ -94,6 +97,16 @@ def make_network(
         )
     initialise(network, generator)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _check_size(name: str, classes: int, channels_in: int, size: int) -> None:
+    """Refuse images that a reference network pools away, by a pass without numbers."""
+    with torch.device("meta"), torch.no_grad():
+        probe = REFERENCES[name](classes, channels_in, size).eval()
+        try:
+            probe(torch.empty(1, channels_in, size, size))
+        except RuntimeError as error:
+            raise ConfigurationError(f"--network: images of {size} pixels are too small for {name} ({error})") from None
 
 
 def embed(network: nn.Module, images: Tensor) -> Tensor:

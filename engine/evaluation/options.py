@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from engine.errors import ConfigurationError
 from engine.evaluation.published import REFERENCE_NAMES
-from engine.methods.options import RunOptions, flag
+from engine.methods.options import MAX_CELLS, MAX_CHANNELS, RunOptions, flag
 
 CLASSIFIERS = ("logistic", "svm", "centroid", "cosine")
 
@@ -109,6 +109,8 @@ class NetworkOptions(RunOptions):
     def validate(self) -> None:
         super().validate()
         self._at_least(1, "cells", "channels", "pool", "size")
+        self._at_most(MAX_CELLS, "cells")
+        self._at_most(MAX_CHANNELS, "channels")
         if self.stem == "imagenet" and self.pool > 1:
             raise ConfigurationError("--pool: the stem for ImageNet is not pooled; leave it out")
 
@@ -215,7 +217,8 @@ class SGDOptions(NetworkOptions):
 
     def validate(self) -> None:
         super().validate()
-        self._at_least(1, "batch", "steps")
+        self._at_least(2, "batch")  # statistics of one image may be those of one number
+        self._at_least(1, "steps")
         self._at_least(0, "weight_decay", "rate", "auxiliary", "cutout")
         if self.clip is not None and not self.clip > 0:
             raise ConfigurationError(f"--clip must be above 0, got {self.clip}")

@@ -61,7 +61,7 @@ def _list(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ConfigurationError(f"{folder}: no such folder; name the one that holds the runs")
     # Hidden names include the temporary files of a run that is being written.
-    found = [path.parent for path in sorted(folder.glob("[!.]*/config.toml"))]
+    found = [path.parent for path in sorted(folder.glob("[!.]*/config.toml")) if path.is_file()]
     if not found:
         raise ConfigurationError(f"{folder} holds no run directories; a search with --out {folder}/NAME makes one")
     rows = [("run", "method", "data", "seed", "state", "time"), *map(_row, found)]
@@ -120,7 +120,7 @@ def _tail(directory: Path, lines: int, *, follow: bool) -> int:
     name = next((name for name in LOGS if _size(directory / name)), LOGS[0])
     text, place = last_lines(directory / name, lines)
     print(f"{_printable(run.name)}: {_state(run)}, {name}", *map(_printable, text), sep="\n", flush=True)
-    while follow and not (directory / "result.json").exists():
+    while follow and directory.is_dir() and not (directory / "result.json").exists():
         time.sleep(FOLLOW_SECONDS)
         text, place = last_lines(directory / name, None, place)
         print(*map(_printable, text), sep="\n", end="\n" if text else "", flush=True)

@@ -105,6 +105,8 @@ def parse_options(options: type[RunOptions], argv: Sequence[str], *, prog: str, 
     """
     import tyro
 
+    if "--" in argv:
+        raise ConfigurationError("'--' has no meaning here; every option takes one value, leave it out")
     kinds = option_types(options)
     metavars = {hint: kinds[name].metavar for name, hint in _hints(options).items()}
     registry = tyro.constructors.ConstructorRegistry()

@@ -47,18 +47,48 @@ class Stop:
 def graceful() -> Iterator[Stop]:
     """Let :data:`SIGNALS` ask for a stop instead of stopping; a second SIGINT raises ``KeyboardInterrupt`` at once.
 
-    The handlers that were there come back at the end. Python handles signals in the main thread only, so in any other
-    thread the yielded :class:`Stop` never asks for anything.
+    The handlers that were there come back at the end. A run inside another (of a comparison) shares what was asked for: it
+    stops for a signal that came before it began, and the outer one for a signal that came too late for it. Python handles
+    signals in the main thread only, so in any other thread the yielded :class:`Stop` never asks for anything.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    outer = next((owner for handler in before.values() if isinstance(owner := getattr(handler, "__self__", None), Stop)), None)
+    if outer is not None:
+        stop._signal = outer._signal
     try:
         for number in before:
             signal.signal(number, stop._handle)
         yield stop
     finally:
+        if outer is not None:
+            outer._signal = stop._signal
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Where nothing is under way that is worth saving, let SIGTERM and SIGUSR1 end the command at once, with the code of a
+    preemption.
+
+    A signal that arrives while torch is still being imported would otherwise kill the process with a code that no job script
+    takes for a preemption. :func:`graceful` takes over inside; handlers that others have set stay.
+    """
+
+    def leave(number: int, _: FrameType | None) -> None:
+        os.write(2, f"stopped by {signal.Signals(number).name}; start the command again\n".encode())
+        raise SystemExit(Preempted.exit_code)
+
+    free = threading.current_thread() is threading.main_thread()
+    mine = [n for n in SIGNALS if free and n != signal.SIGINT and signal.getsignal(n) == signal.SIG_DFL]
+    try:
+        for number in mine:
+            signal.signal(number, leave)
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)

@@ -62,6 +62,7 @@ class Space:
 
         for label, items in (("operations", self.operations), ("edges", self.edges), ("kinds", self.kinds)):
             require(0 < len(items) == len(set(items)), f"{label} must be given, each once: {list(items)}")
+        require(set(self.operations) != {"none"}, "there must be an operation besides none")
         require(self.inputs in (1, 2), f"a cell has 1 or 2 inputs, not {self.inputs}")
         require(self.inputs == 2 or not self.reducing, "cells with one input are reduced between them: reducing must be empty")
         require(self.nodes >= 1, f"a cell has at least 1 node, not {self.nodes}")
@@ -69,11 +70,18 @@ class Space:
             forward = 0 <= source < target and self.inputs <= target < self.states
             require(forward, f"edge {source}->{target} does not lead from an earlier state to a node")
         require(set(self.reducing) < set(self.kinds), f"reducing {list(self.reducing)} must leave out some of the kinds")
+        unused = set(self.kinds) - {self.normal, *self.reducing[:1]}
+        require(not unused, f"a network has one kind of cell that keeps the resolution and one that reduces it, none of {unused}")
         require(self.reduction_factor >= 1, f"reduction_factor must be at least 1, not {self.reduction_factor}")
         require(self.stem_multiplier >= 1, f"stem_multiplier must be at least 1, not {self.stem_multiplier}")
         for (kind, edge), names in self.edge_operations.items():
             known = kind in self.kinds and 0 <= edge < len(self.edges) and set(names) <= set(self.operations)
             require(known, f"edge_operations has {(kind, edge)}: {names}, which is not in the table")
+
+    @property
+    def normal(self) -> str:
+        """The kind of the cells that keep the resolution."""
+        return next(kind for kind in self.kinds if kind not in self.reducing)
 
     @property
     def states(self) -> int:
@@ -124,13 +132,12 @@ class Space:
             raise ConfigurationError(f"cells and channels must be positive, got cells={cells}, channels={channels}")
         before = last = stem_channels or channels
         reductions = self.reductions(cells)
-        normal = next(kind for kind in self.kinds if kind not in self.reducing)
         states = dict.fromkeys(self.kinds, len(self.output_states)) if concatenated is None else concatenated
         plans, width, after_reduction = [], channels, False
         for index in range(cells):
             reduces = index in reductions
             width *= self.reduction_factor if reduces else 1
-            kind = self.reducing[0] if reduces and self.reducing else normal
+            kind = self.reducing[0] if reduces and self.reducing else self.normal
             plans.append(CellPlan(kind, width, (before, last), reduces, after_reduction))
             before, last, after_reduction = last, width * states[kind], reduces
         return tuple(plans)
@@ -276,7 +283,7 @@ def _imported(name: str) -> Space:
     module, _, attribute = name.partition(":")
     try:
         space = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigurationError(f"space: cannot import {name!r} ({error})") from None
     if not isinstance(space, Space):
         raise ConfigurationError(f"space: {name!r} is a {type(space).__name__}, not a Space")

@@ -34,6 +34,10 @@ def test_a_split_that_a_folder_lacks_is_named(tmp_path: Path, write_class: Write
     write_class(tmp_path / "train/a")
     with pytest.raises(ConfigurationError, match="holds no images in split test"):
         load(f"folder:{tmp_path}", splits=("test",))
+    with pytest.raises(
+        ConfigurationError, match=r"no classes in split 'test'; it has train \(folders train/, val/ and test/ or a"
+    ):
+        load(f"folder:{tmp_path}").classes("test")
 
 
 def test_the_same_classes_in_every_split_folder_are_a_sample_split(tmp_path: Path, write_class: Write) -> None:
@@ -73,6 +77,9 @@ def test_folder_errors(tmp_path: Path, write_class: Write) -> None:
     with pytest.raises(ConfigurationError, match="differ in size"):
         load(f"folder:{tmp_path}")
     assert load(f"folder:{tmp_path}", size=6).images.shape == (6, 3, 6, 6)
+    (tmp_path / "a" / "scan.TIF").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"scan\.TIF: \.TIF images are not read; convert them"):
+        load(f"folder:{tmp_path}", size=6)
 
 
 def test_mini_as_split_folders(tmp_path: Path, write_class: Write) -> None:

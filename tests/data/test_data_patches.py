@@ -46,7 +46,7 @@ def test_source_size_scales_before_the_crop(numbered: ImageSet) -> None:
 
 
 def test_impossible_patches_are_refused(numbered: ImageSet) -> None:
-    with pytest.raises(ConfigurationError, match="patch must lie between 1 and 8"):
+    with pytest.raises(ConfigurationError, match="9x9 pixels, which images of 8x8"):
         region_patches(numbered, "train", 4, patch=9, seed=0)
     with pytest.raises(ConfigurationError, match="41 images asked"):
         region_patches(numbered, "train", 41, seed=0)

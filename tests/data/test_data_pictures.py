@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,9 @@ def test_bad_images_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ConfigurationError, match=rf"{name}: not a readable image"):
             decode([file_picture(tmp_path / name)], (1, 4, 4))
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ConfigurationError, match=r"pipe\.png: not a readable image"):
+        decode([file_picture(tmp_path / "pipe.png")], (1, 4, 4))
     deep = saved(tmp_path / "deep.png", np.zeros((4, 4), dtype=np.uint16))
     with pytest.raises(ConfigurationError, match="more than 8 bits"):
         decode([deep], (1, 4, 4))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from engine.data.image_set import ImageSet
 from engine.data.loading import load
 from engine.errors import ConfigurationError
 from engine.evaluation.augment import PIPELINES, augment, colour_jitter, random_affine, reflect_crop
@@ -112,8 +113,20 @@ def test_affine_turns_about_the_centre() -> None:
     torch.testing.assert_close((x**2 + y**2).sqrt(), torch.full((64,), 6.5), atol=0.3, rtol=0)
 
 
+def test_colours_of_other_images_than_rgb() -> None:
+    """Grey images have a brightness and no hue; of images with two channels nobody knows the colours."""
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(8, 1, 16, 16)
+    made = ImageSet("made", grey, torch.zeros(8, dtype=torch.int64), ("a",), {"train": (0,)}, {}, (0.5,), (0.5,))
+    for name in PIPELINES:
+        assert augment(made, grey, name, stream(0, "a")).shape == grey.shape
+    two = ImageSet("made", grey.expand(8, 2, 16, 16), made.labels, ("a",), {"train": (0,)}, {}, (0.5, 0.5), (0.5, 0.5))
+    with pytest.raises(ConfigurationError, match=r"--augmentation rfs changes colours, but made has 2 channels"):
+        augment(two, two.images, "rfs", stream(0, "a"))
+
+
 def test_reflected_crop_keeps_size_and_type_and_moves() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(50, 3, 16, 16)
+    assert reflect_crop(images[..., :3, :3], stream(0, "a"), padding=4).shape[-2:] == (3, 3)
     cropped = reflect_crop(images, stream(0, "a"), padding=4)
     assert cropped.shape == images.shape
     assert cropped.dtype == torch.uint8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigurationError
+from engine.methods.registry import find_method
 from engine.runs.__main__ import main
+from engine.runs.config import from_toml
 from engine.runs.run import Run
 from engine.spaces.genotype import CellGenotype, Connection, Genotype
 
@@ -76,3 +80,44 @@ def test_the_module_runs(runs: Path) -> None:
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: ")
     assert "Traceback" not in answer.stderr
+
+
+ENDLESS = ("env.json", "result.json", "genotype.json", "metrics.jsonl", "scores.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_files_that_never_end_are_left_out(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the check each of these commands would wait for ever, or read zeros until memory is full."""
+    make = {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind]
+    run = tmp_path / "run"
+    with Run.create(run, 'method = "random"\n', {}) as made:
+        made.save({})
+    for name in ENDLESS:
+        (run / name).unlink(missing_ok=True)
+        make(run / name)
+    for command in ("show", "report"):
+        assert main([command, str(run)]) == 0
+    assert main(["diff", str(run), str(run)]) == 0
+    assert main(["tail", str(run)]) == 0
+    assert "result.json was left out: " in capsys.readouterr().out
+    assert main(["list", str(tmp_path)]) == 0
+    for name in ("env.json", "result.json", "genotype.json"):
+        (run / name).rmdir() if kind == "folder" else (run / name).unlink()
+    if kind != "device":
+        with Run.resume(run) as resumed, pytest.raises(ConfigurationError, match=r"jsonl: cannot be used"):
+            resumed.load()
+    manifest = json.loads((run / "checkpoints/000001/manifest.json").read_text())["files"]
+    for name in (*manifest, "manifest.json"):
+        (run / "checkpoints/000001" / name).unlink()
+        make(run / "checkpoints/000001" / name)
+    with Run.resume(run) as resumed, pytest.raises(ConfigurationError, match=r"no checkpoint can be used: .*manifest\.json"):
+        resumed.load()
+    make(tmp_path / "config.toml")
+    with pytest.raises(ConfigurationError, match="cannot read the configuration"):
+        from_toml(find_method("random"), tmp_path / "config.toml")
+
+
+def test_one_folder_that_is_no_run_does_not_hide_the_others(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "strange" / "config.toml").mkdir(parents=True)
+    assert main(["list", str(runs)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3

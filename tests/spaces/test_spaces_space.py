@@ -104,6 +104,8 @@ def test_check_knows_restricted_edges():
     ("change", "message"),
     [
         ({"operations": ()}, "operations must be given"),
+        ({"operations": ("none",)}, "an operation besides none"),
+        ({"kinds": ("normal", "reduction", "third")}, "none of {'third'}"),
         ({"operations": ("none", "conv_3x3", "conv_3x3")}, "operations must be given, each once"),
         ({"edges": ((0, 2), (0, 2))}, "edges must be given, each once"),
         ({"edges": ((0, 1),)}, "edge 0->1 does not lead"),

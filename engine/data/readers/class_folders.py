@@ -12,7 +12,7 @@ from engine.data.building import Request, build_from_pictures
 from engine.data.class_splits import Split, published_split, user_split
 from engine.data.image_set import ImageSet
 from engine.data.names import SPLITS
-from engine.data.pictures import SUFFIXES, Picture, file_picture
+from engine.data.pictures import OTHER_SUFFIXES, SUFFIXES, Picture, file_picture
 from engine.errors import ConfigurationError, MissingDataError
 
 MAX_LIST_BYTES = 50_000_000
@@ -107,7 +107,11 @@ def subfolders(folder: Path) -> list[Path]:
 
 def class_pictures(folder: Path) -> list[Picture]:
     """Return the images of a class folder, sorted by name; none at all is a :class:`ConfigurationError`."""
-    found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    visible = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    foreign = [path for path in visible if path.suffix.lower() in OTHER_SUFFIXES]
+    if foreign:
+        raise ConfigurationError(f"{foreign[0]}: {foreign[0].suffix} images are not read; convert them to .png or remove them")
+    found = [path for path in visible if path.suffix.lower() in SUFFIXES]
     if not found:
         raise ConfigurationError(f"{folder}: no images ({' '.join(SUFFIXES)}) in this class folder; fill it or remove it")
     return [file_picture(path) for path in found]
