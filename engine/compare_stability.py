@@ -63,6 +63,7 @@ def plan(options: StabilityOptions) -> list[tuple[str, str]]:
 def compare(options: StabilityOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Search what is not searched yet, look the cells up, and tabulate."""
     from engine.benchmarks.nas_bench_101 import load_oracle
+    from engine.methods.meta_study import as_text
 
     check(options)
     oracle = load_oracle(options.oracle or "")
@@ -77,7 +78,10 @@ def compare(options: StabilityOptions, run: Run, stop: Any, progress: Any) -> di
             run.append("metrics.jsonl", found[-1].record(options))
             bar.advance()
             stop.check()
-    return summary(options, found)
+    result = summary(options, found)
+    if not options.quiet:
+        print(*map(as_text, result["tables"]), sep="\n")
+    return result
 
 
 def search_words(options: StabilityOptions, entry: Entry, seed: int) -> list[str]:

@@ -43,7 +43,7 @@ class Job(NamedTuple):
 def plan(options: SupervisedCompareOptions) -> list[tuple[str, str]]:
     """Labelled rows for ``--dry-run``."""
     check(options)
-    rows = [("methods", options.methods.replace(",", ", ")), ("runs of each", str(options.seeds))]
+    rows = [("methods", ", ".join(entry.text for entry in options.entries)), ("runs of each", str(options.seeds))]
     if options.searches > 1:
         rows += [("searches of a run", f"{options.searches}, chosen by {options.select_preset}")]
     rows += [("trainings", options.train_preset)]
@@ -74,6 +74,7 @@ def jobs(options: SupervisedCompareOptions) -> list[Job]:
 def compare(options: SupervisedCompareOptions, run: Run, stop: Any, progress: Any) -> dict[str, Any]:
     """Do what is not done yet, then tabulate; a stop is obeyed inside a search or training, which then resumes where it was."""
     from engine.evaluation.supervised_comparison import record, summary
+    from engine.methods.meta_study import as_text
 
     check(options)
     run.load()
@@ -88,7 +89,10 @@ def compare(options: SupervisedCompareOptions, run: Run, stop: Any, progress: An
             moved += elsewhere
             bar.advance()
             stop.check()
-    return summary(own, moved, options.transfer_to)
+    result = summary(own, moved, options.transfer_to)
+    if not options.quiet:
+        print(*map(as_text, result["tables"][:2]), sep="\n")
+    return result
 
 
 def evaluate(options: SupervisedCompareOptions, directory: Path, job: Job) -> list[Evaluated]:

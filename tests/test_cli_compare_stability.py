@@ -28,7 +28,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cells_of_all_epochs_are_looked_up(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["compare", "stability", "darts1st", "--spaces", "1,3", "--seeds", "2", "--oracle", "stability_oracle:ask", *TINY]
-    assert main([*words, "--device", "cpu", "--quiet", "--out", "a"]) == 0
+    assert main([*words, "--device", "cpu", "--out", "a"]) == 0
+    printed = capsys.readouterr().out
+    assert "Degenerate searches" in printed
+    assert "darts1st  nas-bench-1shot1-3" in printed
     result = json.loads((place / "a/result.json").read_text())
     runs = [json.loads(line) for line in (place / "a/metrics.jsonl").read_text().splitlines()]
     assert [(run["search"], run["seed"]) for run in runs] == [

@@ -181,8 +181,9 @@ def own_options(options: type[RunOptions]) -> set[str]:
 
 
 def _names(entry: Entry) -> set[str]:
-    """The options that an entry's search takes; TETLO those that its base has, and its own."""
+    """The options that an entry's search takes, but for those that its name says; TETLO those that its base has, and its own."""
     own = own_options(CellOptions if entry.name == RANDOM else METHODS[entry.method or ""].options)
+    own -= {"space", "base", *BASES.get(entry.base, ("", {}))[1]}
     if entry.method != "tetlo":
         return own
     return own & (own_options(METHODS[BASES[entry.base][0]].options) | {*TetloOptions.__annotations__} | {"interval"})
