@@ -31,7 +31,12 @@ OPERATORS = {
 }
 METHODS = {"tolist", "numpy", "cpu", "__array__"}
 # These read on the CPU only, where it costs nothing: they, or their callers, ask for the device first.
-CPU_ONLY = {("gram.py", "add_gram"), ("architecture_task.py", "_loss"), ("weighted_sum.py", "forward")}
+CPU_ONLY = {
+    ("gram.py", "add_gram"),
+    ("architecture_task.py", "_loss"),
+    ("weighted_sum.py", "forward"),
+    ("batch_sum.py", "serves"),
+}
 
 
 @contextmanager
