@@ -82,7 +82,7 @@ def linear_regions(
     finite = torch.ones(groups, dtype=torch.bool, device=device)
     neurons: int | None = None
     streams = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with torch.no_grad(), streams, torch.compiler.set_stance("force_eager"), _preserved_buffers(model):
+    with torch.no_grad(), streams, _preserved_buffers(model):
         for index, batch in enumerate(batches):
             patterns.begin(len(batch))
             recorder = _Recorder(len(batch), patterns, finite)

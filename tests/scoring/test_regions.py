@@ -250,3 +250,11 @@ def test_wrong_arguments_are_named() -> None:
         linear_regions(nn.ReLU(), noise(4, 2), hash_bits=32)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"does not begin with its 4 samples"):
         linear_regions(nn.ReLU(), noise(4, 3), forward=lambda net, x: net(x.T))
+
+
+def test_dropout_in_train_mode_leaves_the_random_state() -> None:
+    model = initialised(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.ReLU())).train()
+    random = torch.random.get_rng_state()
+    first = linear_regions(model, noise(20, 3))
+    assert torch.equal(random, torch.random.get_rng_state())
+    assert linear_regions(model, noise(20, 3)) == first
