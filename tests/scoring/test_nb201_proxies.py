@@ -263,3 +263,75 @@ def test_what_is_not_finite_says_so():
 def test_what_is_missing_is_named(data, metrics, message):
     with pytest.raises(ValueError, match=message):
         scores(model(), data, metrics)
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4), nn.Linear(20, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(x).flatten(1).relu())
+
+
+class Nameless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(75, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).float().relu() @ self.matrix
+
+
+class Force(nn.Module):
+    """Answers with the gradient of an energy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.energy(x).relu().sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("name", ["jacov", "epe_nas", "synflow", "zen"])
+def test_what_changes_images_asks_for_real_numbers(name):
+    words = torch.randint(7, (4, 5), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match=f"{name} changes the images"):
+        scores(Words(), LabelledBatch(words, labels), (name,))
+    assert scores(Words(), LabelledBatch(words, labels), ("snip",))["snip"].ok
+
+
+@pytest.mark.parametrize("name", ["snip", "fisher", "grasp", "synflow", "ntk_logdet"])
+def test_a_model_without_weights_is_named(name):
+    with pytest.raises(ValueError, match=f"{name} looks at weights.*Nameless has none"):
+        scores(Nameless(), LabelledBatch(batch().images.float(), batch().labels), (name,))
+
+
+def test_labels_are_integers_of_any_size():
+    images, labels = batch()
+    wanted = scores(model(), LabelledBatch(images, labels), ("snip",))
+    for dtype in (torch.int32, torch.uint8):
+        assert scores(model(), LabelledBatch(images, labels.to(dtype)), ("snip",)) == wanted
+    for dtype in (torch.float32, torch.bool):
+        with pytest.raises(ValueError, match="integer labels from 0 to 2"):
+            scores(model(), LabelledBatch(images, labels.to(dtype)), ("snip",))
+
+
+def test_no_images_and_outputs_without_gradients_are_named():
+    images, labels = batch()
+    with pytest.raises(ValueError, match="at least one image"):
+        scores(model(), images[:0], ("naswot",))
+    whole = nn.Sequential(model(), nn.Threshold(0.0, 0.0))
+    whole.register_forward_hook(lambda m, i, y: y > 0)
+    with pytest.raises(ValueError, match=r"outputs are torch\.bool"):
+        scores(whole, LabelledBatch(images, labels), ("snip",))
+
+
+def test_sizes_of_a_model_that_takes_gradients():
+    found = scores(Force(), torch.ones(2, 6), ("params", "flops"))
+    assert found["params"].value == 35
+    assert found["flops"].value == 2 * 2 * 6 * 5, "one product forward, one backward"

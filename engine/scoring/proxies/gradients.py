@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from engine.scoring.kernels import selects
-from engine.scoring.plain import flat_outputs, run_on, stand_ins
+from engine.scoring.plain import differentiable, flat_outputs, run_on, stand_ins
 from engine.scoring.proxies.patterns import Patterns
 from engine.scoring.proxies.values import degenerate, scored
 from engine.scoring.result import Score
@@ -21,6 +21,7 @@ from engine.scoring.result import Score
 GRADIENTS = ("grad_norm", "snip", "fisher", "grasp")
 JACOBIANS = ("jacov", "epe_nas")
 LAYERS = frozenset({F.linear, F.conv1d, F.conv2d, F.conv3d})
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # The published offset under logarithms and reciprocals of jacov and epe_nas.
 OFFSET = 1e-5
 
@@ -56,7 +57,7 @@ def gradient_scores(
         x = images.detach().clone().requires_grad_(bool(set(wanted) & set(JACOBIANS)))
         outputs = LayerOutputs() if "fisher" in wanted else nullcontext()
         with patterns or nullcontext(), outputs:
-            y = flat_outputs(model(x), len(x))
+            y = differentiable(flat_outputs(model(x), len(x)))
         if patterns is not None:
             patterns.see_outputs(y)
         found: dict[str, Score] = {}
@@ -64,6 +65,8 @@ def gradient_scores(
             found |= jacobian_scores(_input_gradient(y, x, bool(weights)), labels, wanted)
         if weights:
             kept = outputs.kept if isinstance(outputs, LayerOutputs) else []
+            if "fisher" in wanted and not kept:
+                raise ValueError("model: no convolution or linear layer was seen in its forward pass, whose outputs fisher needs")
             found |= _loss_scores(F.cross_entropy(y, checked_labels(labels, y)), weights, kept, wanted)
         return found
 
@@ -71,10 +74,13 @@ def gradient_scores(
 
 
 def checked_labels(labels: Tensor | None, y: Tensor) -> Tensor:
-    """Labels (N,) that the loss of outputs (N, K) can take, on their device; else a ``ValueError``."""
-    if labels is None or labels.shape != y.shape[:1] or int(labels.min()) < 0 or int(labels.max()) >= y.shape[1]:
-        raise ValueError(f"data: the loss needs {len(y)} labels from 0 to {y.shape[1] - 1}; give a LabelledBatch(images, labels)")
-    return labels.to(y.device)
+    """Labels (N,) that the loss of outputs (N, K) can take, int64 on their device; else a ``ValueError``."""
+    whole = labels is not None and labels.shape == y.shape[:1] and labels.dtype in _INTEGERS
+    if labels is None or not whole or int(labels.min()) < 0 or int(labels.max()) >= y.shape[1]:
+        raise ValueError(
+            f"data: the loss needs {len(y)} integer labels from 0 to {y.shape[1] - 1}; give a LabelledBatch(images, labels)"
+        )
+    return labels.to(y.device, torch.int64)
 
 
 def _loss_scores(loss: Tensor, weights: list[Tensor], kept: list[Tensor], wanted: Collection[str]) -> dict[str, Score]:
@@ -100,7 +106,8 @@ def _loss_scores(loss: Tensor, weights: list[Tensor], kept: list[Tensor], wanted
         gradients = everything[len(weights) :]
         parts = [channel_saliency(y.detach(), g.detach()) for y, g in zip(reached, gradients, strict=True) if g is not None]
         values["fisher"] = torch.stack(parts).sum()
-    return {name: scored(name, float(value)) for name, value in values.items() if name in wanted}
+    found = {name: scored(name, float(value)) for name, value in values.items() if name in wanted}
+    return found if reached or "fisher" not in wanted else {**found, "fisher": degenerate("fisher")}
 
 
 def channel_saliency(y: Tensor, gradient: Tensor) -> Tensor:

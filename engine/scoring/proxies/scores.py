@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from engine.scoring.kernels import selects
 from engine.scoring.plain import flat_outputs, run_on, stand_ins, untouched
 from engine.scoring.proxies.catalogue import PROXIES, Group
 from engine.scoring.proxies.flow import synflow
@@ -17,6 +18,10 @@ from engine.scoring.proxies.size import sizes
 from engine.scoring.proxies.spectra import kernel_scores
 from engine.scoring.proxies.zen import zen
 from engine.scoring.result import Score
+
+# Groups that differentiate by the images or make images of their own, and that look at weights.
+_OF_IMAGES: frozenset[Group] = frozenset({"jacobian", "flow", "zen"})
+_OF_WEIGHTS: frozenset[Group] = frozenset({"gradients", "flow", "ntk", "metantk"})
 
 
 class LabelledBatch(NamedTuple):
@@ -34,7 +39,7 @@ def scores(model: nn.Module, data: Any, metrics: Sequence[str], *, seed: int = 0
     ``seed`` draws what zen needs. The model is used in the mode it is in (proxies are published for batch statistics, train
     mode), and comes back as it was: parameters, gradients, buffers and global random state.
 
-    Raises ``ValueError`` for an unknown name, or data without what a proxy needs. Sources, costs and good ends are in
+    Raises ``ValueError`` for an unknown name, or data or a model without what a proxy needs. Sources, costs and good ends are in
     :data:`~engine.scoring.proxies.catalogue.PROXIES`. Cost: ``patterns``, ``gradients`` and ``jacobian`` share one forward pass;
     all that is not a kernel costs at most 1.5 times grasp alone.
     """
@@ -47,6 +52,7 @@ def scores(model: nn.Module, data: Any, metrics: Sequence[str], *, seed: int = 0
     groups = {PROXIES[name].group for name in metrics}
     if "metantk" in groups and not episodes:
         raise ValueError("data: MetaNTK proxies take an EpisodeBatch(query, support, tasks)")
+    _check_needs(model, images, metrics)
     found: dict[str, Score] = {}
     with untouched((images,)) as (x,):
         if groups & {"patterns", "gradients", "jacobian"}:
@@ -60,6 +66,20 @@ def scores(model: nn.Module, data: Any, metrics: Sequence[str], *, seed: int = 0
     if groups & {"ntk", "metantk"}:
         found |= kernel_scores(model, images, metrics, **episodes)
     return {name: found[name] for name in metrics}
+
+
+def _check_needs(model: nn.Module, images: Tensor, metrics: Sequence[str]) -> None:
+    if not images.dim() or not len(images):
+        raise ValueError(f"data: expected at least one image (N, ...), got {tuple(images.shape)}")
+    selected = selects("weights", model)
+    weightless = not any(selected(name, p) for name, p in model.named_parameters())
+    for name in metrics:
+        if PROXIES[name].group in _OF_IMAGES and not images.is_floating_point():
+            raise ValueError(f"data: {name} changes the images, which must be of a floating type, not {images.dtype}")
+        if PROXIES[name].group in _OF_WEIGHTS and weightless:
+            raise ValueError(
+                f"model: {name} looks at weights, parameters of that name outside norms; {type(model).__name__} has none"
+            )
 
 
 def _watched(model: nn.Module, x: Tensor, labels: Tensor | None, metrics: Sequence[str], groups: set[Group]) -> dict[str, Score]:

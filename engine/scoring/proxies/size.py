@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.scoring.plain import flat_outputs, run_on, stand_ins
 from engine.scoring.proxies.values import scored
@@ -18,19 +19,33 @@ def sizes(model: nn.Module, images: Tensor) -> dict[str, Score]:
 
     What is computed counts for ``flops`` even where the outputs do not depend on it; ``depth`` follows only what they depend on.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     x = images[:2]
     stands = stand_ins(model, {name for name, _ in model.named_parameters()})
 
     def body() -> tuple[int, int]:
-        with FlopCounterMode(display=False) as counter:
+        with _Flops() as counter:
             y = flat_outputs(model(x), len(x))
-        return counter.get_total_flops() // len(x), _depth(y.grad_fn)
+        return counter.total // len(x), _depth(y.grad_fn)
 
     flops, depth = run_on(model, stands, body)
     parameters = sum(p.numel() for p in model.parameters())
     return {name: scored(name, float(value)) for name, value in (("params", parameters), ("flops", flops), ("depth", depth))}
+
+
+class _Flops(TorchDispatchMode):
+    """Counts by torch's own formulas. Torch's counter follows modules too, which fails where a model takes gradients itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.utils.flop_counter import flop_registry
+
+        result = func(*args, **(kwargs or {}))
+        if (formula := flop_registry.get(func._overloadpacket)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def _depth(root: Any) -> int:
