@@ -90,10 +90,7 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 
 
 def _innermost(x: Tensor) -> Tensor:
-    """Images of one channel, (N, 1, H, W), with strides that say channels lie innermost.
-
-    They have either memory format, and the library would put the channels of all that follows outermost.
-    """
+    """(N, 1, H, W) with strides that say channels lie innermost: else the library puts those of all that follows outermost."""
     _, _, height, width = x.shape
     return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
 
@@ -214,7 +211,7 @@ class _NormGradient(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody will differentiate once more: plain formulas serve
             return *plain_gradients(_plain_jacobian, (g, x), ctx.needs_input_grad[:2], (u,)), None, None
         y = (x - mean[:, None, None]).mul_(rstd[:, None, None])
-        g1, u1, gy, uy, gu = _mean(g), _mean(u), _mean(g * y), _mean(u * y), _mean(g * u)
+        g1, u1, gy, uy, gu = (value.mean((0, 2, 3)) for value in (g, u, g * y, u * y, g * u))
         dg = None
         if ctx.needs_input_grad[0]:
             dg = torch.addcmul((-rstd * u1)[:, None, None], u, rstd[:, None, None])
@@ -239,11 +236,6 @@ def _plain_jacobian(g: Tensor, x: Tensor) -> tuple[Tensor]:
     rstd = (mean(centred * centred) + EPS).rsqrt()
     y = centred * rstd
     return (rstd * (g - mean(g) - y * mean(g * y)),)
-
-
-def _mean(x: Tensor) -> Tensor:
-    """Mean of each channel, (C,)."""
-    return x.mean((0, 2, 3))
 
 
 def batch_norm(x: Tensor) -> Tensor:

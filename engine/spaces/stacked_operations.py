@@ -94,6 +94,7 @@ class _EverySecond(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        whole = gradient.new_zeros(ctx.shape).contiguous(memory_format=torch.channels_last)
+        like, form = gradient, torch.channels_last
+        whole = torch.empty(ctx.shape, dtype=like.dtype, device=like.device, memory_format=form).zero_()
         whole[:, :, ctx.start :: 2, ctx.start :: 2] = gradient
         return whole, None
