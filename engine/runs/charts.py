@@ -74,13 +74,17 @@ def _column(column: Column, x: float, half: float, y: Scale) -> str:
     return f'<path class="dots" d="{dots}"/><path class="reference" d="{bars}"/>{texts}'
 
 
-def ticks(bottom: float, top: float, logarithmic: bool) -> list[float]:
-    """Round values between the ends of an axis to label, about five; of a logarithmic axis the ends are exponents of ten."""
+def ticks(bottom: float, top: float, logarithmic: bool, *, whole: bool = False) -> list[float]:
+    """Round values between the ends of an axis to label, about five; of a logarithmic axis the ends are exponents of ten.
+
+    ``whole`` says that the values are integers, between which nothing is labelled.
+    """
     if logarithmic:
         steps = (1, 2, 5) if top - bottom < 2.5 else (1,)
         exponents = range(math.floor(bottom), math.ceil(top) + 1)
         return [s * 10.0**e for e in exponents for s in steps if bottom <= math.log10(s * 10.0**e) <= top]
-    raw = (top - bottom) / 5
+    raw = max((top - bottom) / 5, 1.0 if whole else 0.0)
     magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(s * magnitude for s in (1, 2, 2.5, 5, 10) if s * magnitude >= raw * 0.999)
+    rounds = (1, 2, 5, 10) if whole else (1, 2, 2.5, 5, 10)
+    step = next(s * magnitude for s in rounds if s * magnitude >= raw * 0.999)
     return [step * k for k in range(math.ceil(bottom / step), math.floor(top / step) + 1)]

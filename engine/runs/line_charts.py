@@ -82,7 +82,7 @@ def _axis(values: Iterable[float], start: float, end: float, *, may_be_logarithm
     def at(value: float) -> float:
         return start + (scale(value) - bottom) / (top - bottom) * (end - start)
 
-    return Axis(at, ticks(bottom, top, logarithmic))
+    return Axis(at, ticks(bottom, top, logarithmic, whole=all(value == int(value) for value in values)))
 
 
 def _frame(x: Axis, y: Axis, x_label: str, y_label: str) -> str:

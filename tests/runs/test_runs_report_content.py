@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.runs.charts import ticks
 from engine.runs.line_charts import MAX_POINTS, Series, line_chart
 from engine.runs.records import RunFiles, read_run
 from engine.runs.report import render
@@ -66,6 +67,12 @@ def test_a_wide_span_stays_linear_where_that_is_asked() -> None:
     series = [{"name": "a", "x": [1, 10, 1e4], "y": [1, 10, 1e4]}]
     places = coordinates(plots(of(plots=[curve(series=series, kind="scatter", scale="linear")])))
     assert places[2][0] - places[1][0] > 100 * (places[1][0] - places[0][0])
+
+
+def test_nothing_is_labelled_between_integers() -> None:
+    assert ticks(0.96, 2.04, False, whole=True) == [1, 2]
+    assert ticks(0.96, 2.04, False) == [1, 1.25, 1.5, 1.75, 2]
+    assert ticks(0, 13, False, whole=True) == [0, 5, 10]
 
 
 def test_intervals_that_do_not_hold_their_point_are_left_out() -> None:
