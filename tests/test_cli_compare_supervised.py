@@ -91,7 +91,7 @@ def test_of_several_searches_the_one_is_kept_that_validation_prefers(place: Path
         (["darts1st", "--search", "epochs"], "not OPTION=VALUE"),
         (["darts1st", "--search", "epochs=x"], "--epochs: expected an integer"),
         (["darts1st", "--search", "channels=3"], "must be even"),
-        (["darts1st", "--train", "batch=0"], "--batch must be at least 1"),
+        (["darts1st", "--train", "batch=0"], "--batch must be at least 2"),
         (["tetlo"], "known are random, darts1st"),
         (["darts1st@nas-bench-1shot1-1"], "engine compare stability"),
         (["darts1st", "--search", "partial=2"], "'partial' is no option of any method"),

@@ -75,8 +75,6 @@ def make_network(
         _check_size(options.network, classes, channels_in, size)
         network = REFERENCES[options.network](classes, channels_in, size)
     else:
-        if options.space is None and genotype.space not in SPACES:
-            raise ConfigurationError(f"--network: its genotype is of the space {genotype.space!r}; add --space MODULE:NAME of it")
         space = get_space(options.space) if options.space else None
         if has_noise(genotype):
             if not noise:
@@ -84,6 +82,8 @@ def make_network(
                     "--network: its cell draws noise in every pass, which engine train supervised alone does"
                 )
             genotype, space = with_units(genotype)
+        elif space is None and genotype.space not in SPACES:
+            raise ConfigurationError(f"--network: its genotype is of the space {genotype.space!r}; add --space MODULE:NAME of it")
         network = build_network(
             genotype,
             channels=options.channels,

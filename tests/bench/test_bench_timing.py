@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from bench import timing
 from bench.measure import CHANGED, Case, measure
 from bench.registry import Settings
 from bench.timing import SHORTEST_SECONDS, Call, interleaved, peak_bytes
@@ -36,17 +39,19 @@ def test_calls_take_turns() -> None:
     assert all(len(times.cpu) == len(times.wall) == 3 for times in found.values())
 
 
-def test_short_calls_are_repeated_and_given_by_the_call() -> None:
+def test_short_calls_are_repeated_and_given_by_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now, process_time=lambda: now))
     count = 0
 
     def call() -> None:
-        nonlocal count
+        nonlocal count, now
         count += 1
-        burn(0.002)
+        now += 0.002
 
     found = interleaved({"short": call}, 2)["short"]
-    assert count >= 2 * 5
-    assert all(0.002 <= seconds < 0.008 for seconds in found.cpu)
+    assert count == 2 + 2 * math.ceil(SHORTEST_SECONDS / 0.002)
+    assert found.cpu == pytest.approx([0.002, 0.002])
 
 
 def test_cpu_time_leaves_waiting_out() -> None:
