@@ -3,7 +3,7 @@
 Every method takes its turn on a toy setting until ``--count`` kills were survived. A run is started (or resumed) and killed by
 SIGKILL after a random part of the time that the undisturbed run took, again and again, until it ends by itself; then its
 final files are compared: bytes for bytes, except for the seconds that metrics.jsonl and result.json record. ``--ranks 2``
-starts the methods that share work with torchrun and kills one rank instead, which torchrun restarts.
+starts the methods that share work, the undisturbed run too, with torchrun and kills one rank instead, which torchrun restarts.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def campaign(method: str, kills: int, ranks: int, seed: int) -> Count:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         started = time.monotonic()
-        _wait(_start(method, whole, 1))
+        _wait(_start(method, whole, ranks))
         seconds = time.monotonic() - started
         while count.kills < kills:
             out = Path(folder) / f"run-{count.ends}"

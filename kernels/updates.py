@@ -134,9 +134,9 @@ def sgd_(
         parameters.addcmul_(step, rate.expand_as(parameters), value=-1)
     elif parameters.numel():
         torch.ops.aten._fused_sgd_(
-            [parameters],
-            [gradient],
-            [] if velocity is None else [velocity],
+            _rows(parameters),
+            _rows(gradient),
+            [] if velocity is None else _rows(velocity),
             weight_decay=weight_decay,
             momentum=momentum,
             lr=rate,
@@ -178,14 +178,14 @@ def adam_(
         _adam_chain(parameters, gradient, first, second, step, rate, rule)
     elif parameters.numel():
         fused = torch.ops.aten._fused_adamw_ if rule.decoupled else torch.ops.aten._fused_adam_
-        count = torch.as_tensor(step, dtype=torch.float32)
+        rows = _rows(parameters)
         fused(
-            [parameters],
-            [gradient],
-            [first],
-            [second],
+            rows,
+            _rows(gradient),
+            _rows(first),
+            _rows(second),
             [],
-            [count],
+            [torch.as_tensor(step, dtype=torch.float32)] * len(rows),
             lr=rate,
             beta1=rule.betas[0],
             beta2=rule.betas[1],
@@ -195,6 +195,12 @@ def adam_(
             maximize=False,
         )
     torch.autograd.graph.increment_version([parameters, first, second])
+
+
+def _rows(buffer: Tensor) -> list[Tensor]:
+    """(P,) as one row, (T, P) as T: the end of a row rounds otherwise than its middle, so the bits of a task's row would depend on
+    how many lie before it."""
+    return [buffer] if buffer.dim() == 1 else list(buffer.unbind())
 
 
 @torch.no_grad()

@@ -103,6 +103,22 @@ def test_sgd_is_torchs() -> None:
     torch.testing.assert_close(found[0], leaf.detach(), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("rule", ["sgd", "adam"])
+def test_a_row_does_not_feel_the_rows_before_it(rule: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parameters, gradient, first, second = (torch.randn(99, 15, generator=generator) for _ in range(4))
+
+    def moved(rows: slice) -> torch.Tensor:
+        p, g, m, v = (t[rows].clone() for t in (parameters, gradient, first, second.abs()))
+        if rule == "sgd":
+            sgd_(p, g, rate=0.1, velocity=m, momentum=0.9, weight_decay=0.01)
+        else:
+            adam_(p, g, m, v, 3, rate=0.1)
+        return p
+
+    assert torch.equal(moved(slice(None)), torch.cat([moved(slice(k, k + 1)) for k in range(99)]))
+
+
 @settings(deadline=None)
 @given(st.integers(1, 5), st.integers(0, 9), st.sampled_from(["float", "scalar", "parameter"]))
 def test_reptile_moves_towards_the_mean(tasks: int, size: int, kind: str) -> None:
