@@ -198,8 +198,10 @@ def adam_(
 
 
 def _rows(buffer: Tensor) -> list[Tensor]:
-    """(P,) as one row, (T, P) as T: the end of a row rounds otherwise than its middle, so the bits of a task's row would depend on
-    how many lie before it."""
+    """(P,) as one row, (T, P) as T.
+
+    The last numbers of a buffer round otherwise than those before them: the bits of a task's row would depend on the other rows.
+    """
     return [buffer] if buffer.dim() == 1 else list(buffer.unbind())
 
 
