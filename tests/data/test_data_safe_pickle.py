@@ -156,7 +156,7 @@ def test_a_declared_size_is_not_filled_before_it_is_read() -> None:
     content = pickle.dumps(bytearray(b"123"), 5)
     assert parse_pickle(content, "good") == bytearray(b"123")
     started = time.process_time()
-    for size in (2**31, 2**60):
+    for size in (2**33, 2**60):
         with pytest.raises(ConfigurationError, match=r"EOFError|UnpicklingError|refused"):
             parse_pickle(b"\x80\x05\x96" + size.to_bytes(8, "little") + b"123.", "bad")
-    assert time.process_time() - started < 0.2
+    assert time.process_time() - started < 1  # filling 8 GiB takes longer, a collection of garbage in between does not
