@@ -133,7 +133,7 @@ class _Unpickler(pickle._Unpickler):
     # The unpickler written in Python: the C one lets six damaged bytes ask for a memo table of tens of gigabytes.
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise _Refused(f"{module}.{name}")
+            raise _Refused(repr(f"{module}.{name}"))
         return _ALLOWED[module, name]
 
     dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _load_bytearray8}

@@ -141,6 +141,12 @@ def test_the_size_limit_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_pickle(path)
 
 
+def test_a_refused_name_is_quoted(problem: Callable[..., str]) -> None:
+    said = problem(parse_pickle, b"c\x0bos\nsystem\n.", "bad")
+    assert r"'\x0bos.system'" in said
+    assert len(said.splitlines()) == 1
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_damaged_pickles_are_one_line_errors_or_values(problem: Callable[..., str], data: st.DataObject) -> None:
